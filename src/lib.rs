@@ -1,0 +1,1 @@
+//! Two-way streams for libvirt's RPC.
