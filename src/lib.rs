@@ -1,1 +1,3 @@
 //! Two-way streams for libvirt's RPC.
+
+pub mod wire;

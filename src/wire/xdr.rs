@@ -1,0 +1,232 @@
+//! The strict glue over xdr-codec: what it does not check itself is checked here.
+
+use std::io::{self, Read, Write};
+
+use thiserror::Error;
+use xdr_codec::{Error as XdrError, ErrorKind, Pack, Result as XdrResult, Unpack};
+
+use super::header::{HEADER_LEN, Header};
+
+/// The payload of a control packet: a struct of `xdr/bistream.x`.
+pub trait Body: Sized {
+    /// The longest legal encoding, in bytes.
+    const MAX_LEN: u32;
+
+    /// Reads a whole payload, strictly: every byte there, padding zero, every bound kept, nothing after the end.
+    ///
+    /// # Errors
+    ///
+    /// [`BodyError`] says what is wrong; a bound is checked before anything is allocated for what it bounds.
+    fn decode(bytes: &[u8]) -> Result<Self, BodyError>;
+
+    /// Writes the payload and returns its length in bytes, at most [`MAX_LEN`](Self::MAX_LEN).
+    ///
+    /// # Errors
+    ///
+    /// Those of `out`, and [`io::ErrorKind::InvalidInput`] for a list or string over its bound. The texts of
+    /// [`RemoteError`](super::RemoteError) and [`Close`](super::Close) are cut at theirs instead.
+    fn encode(&self, out: &mut impl Write) -> io::Result<usize>;
+}
+
+/// Why a payload is not what its packet's header says. The peer is at fault.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum BodyError {
+    /// It ends too early.
+    #[error("the body ends too early")]
+    Truncated,
+    /// Bytes follow its end.
+    #[error("{extra} bytes follow the end of the body")]
+    Trailing {
+        /// How many.
+        extra: usize,
+    },
+    /// The bytes that fill up a word are not zero.
+    #[error("padding is not zero")]
+    Padding,
+    /// A bool, or the mark of an optional value, is neither 0 nor 1.
+    #[error("{0} is not a bool")]
+    Bool(u32),
+    /// A list or string is over its bound.
+    #[error("{what} of length {len} is over the limit of {max}")]
+    TooLong {
+        /// Which.
+        what: &'static str,
+        /// Its length: elements of a list, bytes of a string.
+        len: u32,
+        /// The bound, in the same unit.
+        max: u32,
+    },
+    /// A name is not UTF-8.
+    #[error("a name is not UTF-8")]
+    Utf8,
+    /// A value that the type does not have.
+    #[error("{what} has no such value")]
+    Value {
+        /// Which.
+        what: &'static str,
+    },
+}
+
+/// Reads a whole payload; see [`Body::decode`].
+///
+/// # Errors
+///
+/// [`BodyError`] says what is wrong with it.
+pub fn decode_body<T: Body>(bytes: &[u8]) -> Result<T, BodyError> {
+    T::decode(bytes)
+}
+
+/// Puts a packet, header and body, into the front of `out` and returns its length in bytes.
+///
+/// `None`: it does not fit, or the body is over one of its bounds, which a caller rules out beforehand; what `out`
+/// holds is then not specified. [`HEADER_LEN`] + [`Body::MAX_LEN`] bytes always do. Nothing is allocated.
+pub fn encode_packet<T: Body>(header: &Header, body: &T, out: &mut [u8]) -> Option<usize> {
+    let (head, mut room) = out.split_first_chunk_mut::<HEADER_LEN>()?;
+    // xdr-codec's errors are dear (a backtrace), and a full buffer is nothing unusual: measure first.
+    if room.len() < T::MAX_LEN as usize && body.encode(&mut io::sink()).ok()? > room.len() {
+        return None;
+    }
+    let payload_len = body.encode(&mut room).ok()?;
+    *head = header.encode(u32::try_from(payload_len).ok()?);
+    Some(HEADER_LEN + payload_len)
+}
+
+/// Implements [`Body`] for a type that xdr-codec can pack and [`Strict`] unpack; `$max` is in bytes.
+macro_rules! body {
+    ($type:ty, $max:expr) => {
+        impl $crate::wire::Body for $type {
+            const MAX_LEN: u32 = $crate::wire::xdr::length_word($max);
+
+            fn decode(bytes: &[u8]) -> Result<Self, $crate::wire::BodyError> {
+                $crate::wire::xdr::decode_whole(bytes)
+            }
+
+            fn encode(&self, out: &mut impl std::io::Write) -> std::io::Result<usize> {
+                $crate::wire::xdr::encode_whole(self, out)
+            }
+        }
+    };
+}
+pub(super) use body;
+
+/// What a body is unpacked from: a slice that ends with an error.
+///
+/// std's `Read` for slices says `Ok(0)` at the end, and xdr-codec then loops without end (`opaque[16]`) or takes
+/// short data for whole (`opaque<N>`).
+pub(super) struct Strict<'a> {
+    rest: &'a [u8],
+}
+
+impl Read for Strict<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.rest.is_empty() && !buf.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.rest.read(buf)
+    }
+
+    fn read_exact(&mut self, buf: &mut [u8]) -> io::Result<()> {
+        self.rest.read_exact(buf)
+    }
+}
+
+impl<'a> Strict<'a> {
+    /// Unpacks what `fields` takes, and counts its bytes, as [`Unpack::unpack`] must.
+    pub(super) fn counted<T>(&mut self, fields: impl FnOnce(&mut Self) -> XdrResult<T>) -> XdrResult<(T, usize)> {
+        let before = self.rest.len();
+        let value = fields(self)?;
+        Ok((value, before - self.rest.len()))
+    }
+
+    /// `len` bytes and their padding, of a length that is known (`opaque[len]`).
+    pub(super) fn fixed(&mut self, len: usize) -> XdrResult<&'a [u8]> {
+        let (bytes, rest) = self.rest.split_at_checked(len).ok_or_else(truncated)?;
+        let (padding, rest) = rest.split_at_checked(xdr_codec::padding(len).len()).ok_or_else(truncated)?;
+        if padding.iter().any(|&byte| byte != 0) {
+            return Err(fault(BodyError::Padding));
+        }
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    /// At most `max` bytes and their padding (`opaque<max>`, `string<max>`), in place.
+    pub(super) fn flex(&mut self, what: &'static str, max: usize) -> XdrResult<&'a [u8]> {
+        let len = self.length(what, max)?;
+        self.fixed(len)
+    }
+
+    /// At most `max` elements (`T<max>`).
+    pub(super) fn list<T: Unpack<Self>>(&mut self, what: &'static str, max: usize) -> XdrResult<Vec<T>> {
+        let len = self.length(what, max)?;
+        let mut list = Vec::with_capacity(len);
+        for _ in 0..len {
+            list.push(xdr_codec::unpack(self)?);
+        }
+        Ok(list)
+    }
+
+    fn length(&mut self, what: &'static str, max: usize) -> XdrResult<usize> {
+        let len: u32 = xdr_codec::unpack(self)?;
+        if len as usize > max {
+            return Err(fault(BodyError::TooLong { what, len, max: length_word(max) }));
+        }
+        Ok(len as usize)
+    }
+}
+
+/// An error of ours, on its way through xdr-codec to [`decode_whole`].
+pub(super) fn fault(error: BodyError) -> XdrError {
+    io::Error::other(error).into()
+}
+
+fn truncated() -> XdrError {
+    io::Error::from(io::ErrorKind::UnexpectedEof).into()
+}
+
+/// Packs `text`, cut at `max` bytes or at the last character that ends before.
+pub(super) fn pack_cut(text: &str, max: usize, out: &mut impl Write) -> XdrResult<usize> {
+    let cut = text.get(..text.floor_char_boundary(max)).unwrap_or(text);
+    xdr_codec::pack_string(cut, Some(max), out)
+}
+
+/// The longest encoding of `opaque<max>` or `string<max>`, in bytes.
+pub(super) const fn flex_len(max: usize) -> usize {
+    4 + max.next_multiple_of(4)
+}
+
+/// A bound of `xdr/bistream.x`, as a length word.
+pub(super) const fn length_word(bound: usize) -> u32 {
+    assert!(bound <= u32::MAX as usize);
+    #[allow(clippy::cast_possible_truncation, reason = "asserted")]
+    {
+        bound as u32
+    }
+}
+
+pub(super) fn decode_whole<'a, T: Unpack<Strict<'a>>>(bytes: &'a [u8]) -> Result<T, BodyError> {
+    let mut input = Strict { rest: bytes };
+    let value = xdr_codec::unpack(&mut input).map_err(|error| body_error(&error))?;
+    match input.rest.len() {
+        0 => Ok(value),
+        extra => Err(BodyError::Trailing { extra }),
+    }
+}
+
+pub(super) fn encode_whole<W: Write, T: Pack<W>>(body: &T, out: &mut W) -> io::Result<usize> {
+    body.pack(out).map_err(|XdrError(kind, _)| match kind {
+        ErrorKind::IOError(error) => error,
+        other => io::Error::new(io::ErrorKind::InvalidInput, other.to_string()),
+    })
+}
+
+#[cold]
+fn body_error(error: &XdrError) -> BodyError {
+    match error.kind() {
+        ErrorKind::IOError(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(ours) => BodyError::clone(ours),
+            None => BodyError::Truncated,
+        },
+        ErrorKind::InvalidEnum(value) => BodyError::Bool(value.cast_unsigned()),
+        _ => BodyError::Value { what: "a field" },
+    }
+}
