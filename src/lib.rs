@@ -1,3 +1,5 @@
 //! Two-way streams for libvirt's RPC.
 
+pub mod io;
+pub mod proto;
 pub mod wire;

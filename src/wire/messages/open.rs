@@ -30,7 +30,7 @@ pub fn is_valid_target(name: &str) -> bool {
 }
 
 /// The call for a new stream (`bs_open`).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Open {
     /// What the acceptor shall connect it to: UTF-8 of at most [`TARGET_MAX`] bytes. The rest of the
     /// rule is [`is_valid_target`]'s and not judged in decoding.
@@ -60,8 +60,8 @@ impl<Out: Write> Pack<Out> for Open {
 impl Unpack<Strict<'_>> for Open {
     fn unpack(input: &mut Strict<'_>) -> XdrResult<(Self, usize)> {
         input.counted(|input| {
-            let target = std::str::from_utf8(input.flex("target name", TARGET_MAX)?)
-                .map_err(|_| fault(BodyError::Utf8))?;
+            let target =
+                std::str::from_utf8(input.flex("target name", TARGET_MAX)?).map_err(|_| fault(BodyError::Utf8))?;
             Ok(Self {
                 target: target.to_owned(),
                 kind: unpack(input)?,

@@ -1,0 +1,108 @@
+//! Bytes that a handler could not take yet.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+/// The largest chunk: what a stalled stream may waste is at most this, and less while it holds less.
+const CHUNK: usize = 16 * 1024;
+
+/// A queue of bytes, copied out of the read buffer so that it holds nothing else.
+///
+/// Its length is bounded by the stream's window: the session ends a peer that sends more.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    chunks: VecDeque<Vec<u8>>,
+    /// Bytes of the first chunk that were taken already.
+    taken: usize,
+    len: usize,
+}
+
+impl Backlog {
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn push(&mut self, mut bytes: &[u8]) {
+        self.len += bytes.len();
+        while !bytes.is_empty() {
+            let last = match self.chunks.back_mut() {
+                Some(last) if last.len() < CHUNK => last,
+                _ => {
+                    self.chunks.push_back(Vec::new());
+                    continue;
+                }
+            };
+            let (now, rest) = bytes.split_at(bytes.len().min(CHUNK - last.len()));
+            last.extend_from_slice(now);
+            bytes = rest;
+        }
+    }
+
+    /// The bytes from the front, as far as `slices` reaches; gives how many slices were set.
+    pub(super) fn front<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut skip = self.taken;
+        let mut set = 0;
+        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+            *slice = IoSlice::new(&chunk[skip..]);
+            skip = 0;
+            set += 1;
+        }
+        set
+    }
+
+    pub(super) fn advance(&mut self, bytes: usize) {
+        self.len -= bytes;
+        self.taken += bytes;
+        while let Some(first) = self.chunks.front() {
+            if self.taken < first.len() {
+                return;
+            }
+            self.taken -= first.len();
+            self.chunks.pop_front();
+        }
+        // Only an idle stream's memory is worth returning.
+        self.chunks.shrink_to(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(backlog: &mut Backlog, step: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        while !backlog.is_empty() {
+            let mut slices = [IoSlice::new(&[]); 4];
+            let set = backlog.front(&mut slices);
+            let bytes: Vec<u8> = slices[..set].iter().flat_map(|slice| slice.iter().copied()).take(step).collect();
+            backlog.advance(bytes.len());
+            out.extend(bytes);
+        }
+        out
+    }
+
+    #[test]
+    fn bytes_come_out_as_they_went_in_whatever_the_pieces() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+        for step in [1, 7, 4096, CHUNK, CHUNK + 1, 1 << 20] {
+            for piece in [1, 1000, CHUNK, 50_000] {
+                let mut backlog = Backlog::default();
+                bytes.chunks(piece).for_each(|piece| backlog.push(piece));
+                assert_eq!(drain(&mut backlog, step), bytes, "pieces of {piece}, steps of {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_byte_packets_hold_their_bytes_and_a_small_overhead() {
+        let mut backlog = Backlog::default();
+        for _ in 0..1 << 20 {
+            backlog.push(&[7]);
+        }
+        let held: usize = backlog.chunks.iter().map(Vec::capacity).sum();
+        assert!(held <= (1 << 20) + CHUNK, "{held} bytes held for 1 MiB");
+        let mut one = Backlog::default();
+        one.push(&[7]);
+        assert!(one.chunks[0].capacity() <= 64, "{} bytes held for 1", one.chunks[0].capacity());
+    }
+}

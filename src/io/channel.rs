@@ -1,0 +1,123 @@
+//! One stream's handler and what it could not take yet.
+
+use std::io::{self, IoSlice};
+
+use mio::Token;
+
+use super::backlog::Backlog;
+use super::handler::Handler;
+
+/// Slices of the backlog that one write takes.
+const SLICES: usize = 64;
+
+pub(super) struct Channel {
+    pub(super) handler: Box<dyn Handler>,
+    pub(super) token: Token,
+    pub(super) target: String,
+    /// Stands: accepted by whoever was asked.
+    pub(super) is_open: bool,
+    can_write: bool,
+    backlog: Backlog,
+    /// The peer finished; to be told to the handler behind the backlog.
+    finish_due: bool,
+    /// Nobody takes bytes here any more.
+    stopped: bool,
+}
+
+impl Channel {
+    pub(super) fn new(handler: Box<dyn Handler>, token: Token, target: String, is_open: bool) -> Self {
+        Self {
+            handler,
+            token,
+            target,
+            is_open,
+            can_write: true,
+            backlog: Backlog::default(),
+            finish_due: false,
+            stopped: false,
+        }
+    }
+
+    /// Takes bytes of the peer's: to the handler while it keeps up, the rest into the backlog. Gives how many were
+    /// delivered now.
+    pub(super) fn deliver(&mut self, bytes: &[u8]) -> io::Result<u64> {
+        let mut taken = 0;
+        if self.backlog.is_empty() {
+            while taken < bytes.len() && self.can_write {
+                taken += self.write(|handler| handler.write(&[IoSlice::new(&bytes[taken..])]))?;
+            }
+        }
+        if taken < bytes.len() {
+            self.backlog.push(&bytes[taken..]);
+        }
+        Ok(taken as u64)
+    }
+
+    /// The handler may take bytes again. Gives how many were delivered.
+    pub(super) fn flush(&mut self) -> io::Result<u64> {
+        self.can_write = true;
+        let mut delivered = 0;
+        while !self.backlog.is_empty() && self.can_write {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let set = self.backlog.front(&mut slices);
+            let taken = {
+                let slices = &slices[..set];
+                write(&mut *self.handler, &mut self.can_write, |handler| handler.write(slices))?
+            };
+            self.backlog.advance(taken);
+            delivered += taken as u64;
+        }
+        self.finish_if_due()?;
+        Ok(delivered)
+    }
+
+    /// The peer's direction is over.
+    pub(super) fn peer_finished(&mut self) -> io::Result<()> {
+        self.finish_due = true;
+        self.finish_if_due()
+    }
+
+    /// Whether bytes of the peer's are still wanted, or held.
+    pub(super) fn is_receiving(&self) -> bool {
+        !self.stopped && (self.finish_due || self.is_open)
+    }
+
+    /// Drops what is held; nothing more is taken.
+    pub(super) fn stop_receiving(&mut self) {
+        self.stopped = true;
+        self.finish_due = false;
+        self.backlog = Backlog::default();
+    }
+
+    fn finish_if_due(&mut self) -> io::Result<()> {
+        if self.finish_due && self.backlog.is_empty() {
+            self.finish_due = false;
+            self.stopped = true;
+            self.handler.finish()?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, write_some: impl FnOnce(&mut dyn Handler) -> io::Result<usize>) -> io::Result<usize> {
+        write(&mut *self.handler, &mut self.can_write, write_some)
+    }
+}
+
+/// One write, with "not now" remembered instead of returned.
+fn write(
+    handler: &mut dyn Handler,
+    can_write: &mut bool,
+    write_some: impl FnOnce(&mut dyn Handler) -> io::Result<usize>,
+) -> io::Result<usize> {
+    match write_some(handler) {
+        // A handler that takes nothing without saying why would be asked for ever.
+        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+        Ok(taken) => Ok(taken),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            *can_write = false;
+            Ok(0)
+        }
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+        Err(error) => Err(error),
+    }
+}

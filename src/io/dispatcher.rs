@@ -1,0 +1,412 @@
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token};
+use parking_lot::Mutex;
+
+use super::handle::{Command, ForwardKey, Handle, SessionKey, SessionOptions, Shared};
+use super::link::Link;
+use super::listener::Listener;
+use super::peer::{Context, Peer, Turn};
+use super::pool::{BUFFER_LEN, Pool};
+use super::relay::UnixRelay;
+use super::report::Report;
+use super::socket::Socket;
+use super::tokens::{Place, Tokens};
+use crate::proto::{Session, Side};
+use crate::wire::Open;
+
+/// Connections taken from one listener before others have their turn.
+const ACCEPTS: usize = 64;
+
+/// How long until a listener that failed, for want of descriptors say, is tried again.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// The mio loop: reads links, hands packets to their sessions, wakes handlers, writes what is owed.
+///
+/// One thread runs it, by [`run`](Self::run) or [`turn`](Self::turn); others drive it through its [`Handle`].
+pub struct Dispatcher {
+    poll: Poll,
+    handle: Handle,
+    report: Box<dyn FnMut(Report) + Send>,
+    tokens: Tokens,
+    pool: Pool,
+    scratch: Vec<u8>,
+    peers: BTreeMap<SessionKey, Held>,
+    /// Peers that want a turn; each stands here once.
+    ready: VecDeque<SessionKey>,
+    timers: BTreeSet<(Instant, SessionKey)>,
+    listeners: HashMap<usize, Listening>,
+    next_listener: usize,
+    /// No listeners any more; it ends with its last session.
+    ending: bool,
+}
+
+struct Held {
+    peer: Peer,
+    is_ready: bool,
+    timer: Option<Instant>,
+}
+
+struct Listening {
+    listener: Listener,
+    token: Token,
+    role: Role,
+    /// Somebody may be waiting to be accepted.
+    pending: bool,
+    /// Not before this, after a failure.
+    retry: Option<Instant>,
+}
+
+#[derive(Clone)]
+enum Role {
+    Links(SessionOptions),
+    Forward { key: ForwardKey, open: Open, session: Option<SessionKey> },
+}
+
+impl std::fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dispatcher").field("sessions", &self.peers.len()).finish_non_exhaustive()
+    }
+}
+
+impl AsRawFd for Dispatcher {
+    /// Readable when [`turn`](Dispatcher::turn) has something to do: for a host's own epoll.
+    fn as_raw_fd(&self) -> RawFd {
+        self.poll.as_raw_fd()
+    }
+}
+
+impl Dispatcher {
+    /// `report` is called on the thread that runs the dispatcher; it must not block.
+    ///
+    /// # Errors
+    /// The system's, when it gives no epoll or eventfd.
+    pub fn new(report: impl FnMut(Report) + Send + 'static) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let mut tokens = Tokens::default();
+        let waker = mio::Waker::new(poll.registry(), tokens.add(Place::Waker))?;
+        let shared = Shared { commands: Mutex::default(), waker, next_key: AtomicU64::new(1) };
+        Ok(Self {
+            poll,
+            handle: Handle { shared: Arc::new(shared) },
+            report: Box::new(report),
+            tokens,
+            pool: Pool::default(),
+            scratch: vec![0; BUFFER_LEN],
+            peers: BTreeMap::new(),
+            ready: VecDeque::new(),
+            timers: BTreeSet::new(),
+            listeners: HashMap::new(),
+            next_listener: 0,
+            ending: false,
+        })
+    }
+
+    /// What drives it from elsewhere.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Runs until `drain` or `shutdown` was called and the last session is over.
+    ///
+    /// # Errors
+    /// The system's, when epoll fails.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(256);
+        while !self.is_over() {
+            self.turn(&mut events, None)?;
+        }
+        Ok(())
+    }
+
+    /// Whether `drain` or `shutdown` was called and the last session is over.
+    pub fn is_over(&self) -> bool {
+        self.ending && self.peers.is_empty()
+    }
+
+    /// Waits for something to happen, at most `max_wait`, and does what there is to do, up to a budget.
+    ///
+    /// For a host with a loop of its own: call it when the descriptor is readable, and with `max_wait` 0 after
+    /// [`next_turn`](Self::next_turn) is due.
+    ///
+    /// # Errors
+    /// The system's, when epoll fails.
+    pub fn turn(&mut self, events: &mut Events, max_wait: Option<Duration>) -> io::Result<()> {
+        let due = self.next_turn().map(|due| due.saturating_duration_since(Instant::now()));
+        let wait = due.into_iter().chain(max_wait).min();
+        match self.poll.poll(events, wait) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            result => result?,
+        }
+        let now = Instant::now();
+        self.on_commands(now);
+        for event in events.iter() {
+            match self.tokens.get(event.token()) {
+                Some(Place::Link(key)) => {
+                    if let Some(held) = self.peers.get_mut(&key) {
+                        held.peer.on_link_event(event.is_readable(), event.is_writable());
+                    }
+                    self.wants_turn(key);
+                }
+                Some(Place::Stream(key, id)) => {
+                    let (writable, broken) = (event.is_writable(), event.is_write_closed());
+                    self.with(key, now, |peer, cx| peer.on_stream_event(cx, id, writable, broken));
+                }
+                Some(Place::Listener(key)) => {
+                    if let Some(listening) = self.listeners.get_mut(&key) {
+                        listening.pending = true;
+                    }
+                }
+                Some(Place::Waker) | None => {}
+            }
+        }
+        self.on_timers(now);
+        self.turns(now);
+        // Last: a session that stands since this turn takes the connections that waited for it.
+        self.accept(now);
+        Ok(())
+    }
+
+    /// When `turn` wants to be called if its descriptor does not become readable before.
+    pub fn next_turn(&self) -> Option<Instant> {
+        if !self.ready.is_empty() {
+            return Some(Instant::now());
+        }
+        let retries =
+            self.listeners.values().filter(|listening| listening.pending).filter_map(|listening| listening.retry);
+        self.timers.first().map(|(deadline, _)| *deadline).into_iter().chain(retries).min()
+    }
+
+    /// Calls a peer with what it needs, and gives it a turn afterwards.
+    fn with(&mut self, key: SessionKey, now: Instant, call: impl FnOnce(&mut Peer, &mut Context<'_>)) {
+        let Some(held) = self.peers.get_mut(&key) else { return };
+        let mut cx = Context {
+            registry: self.poll.registry(),
+            tokens: &mut self.tokens,
+            pool: &mut self.pool,
+            scratch: &mut self.scratch,
+            handle: &self.handle,
+            report: &mut *self.report,
+            now,
+        };
+        call(&mut held.peer, &mut cx);
+        self.wants_turn(key);
+    }
+
+    fn wants_turn(&mut self, key: SessionKey) {
+        if let Some(held) = self.peers.get_mut(&key)
+            && !held.is_ready
+        {
+            held.is_ready = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Gives each peer that wants one a turn; those that stopped at their budget come again after the others.
+    fn turns(&mut self, now: Instant) {
+        for _ in 0..self.ready.len() {
+            let Some(key) = self.ready.pop_front() else { return };
+            let Some(held) = self.peers.get_mut(&key) else { continue };
+            held.is_ready = false;
+            let mut cx = Context {
+                registry: self.poll.registry(),
+                tokens: &mut self.tokens,
+                pool: &mut self.pool,
+                scratch: &mut self.scratch,
+                handle: &self.handle,
+                report: &mut *self.report,
+                now,
+            };
+            let turn = held.peer.turn(&mut cx);
+            let timer = if turn == Turn::Gone { None } else { held.peer.deadline() };
+            if timer != held.timer {
+                if let Some(old) = std::mem::replace(&mut held.timer, timer) {
+                    self.timers.remove(&(old, key));
+                }
+                self.timers.extend(timer.map(|timer| (timer, key)));
+            }
+            match turn {
+                Turn::Again => self.wants_turn(key),
+                Turn::Wait => {}
+                Turn::Gone => {
+                    if let Some(held) = self.peers.remove(&key) {
+                        held.peer.dispose(&mut cx);
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_timers(&mut self, now: Instant) {
+        while let Some((deadline, key)) = self.timers.first().copied()
+            && deadline <= now
+        {
+            self.timers.pop_first();
+            if let Some(held) = self.peers.get_mut(&key) {
+                held.timer = None;
+            }
+            self.wants_turn(key);
+        }
+    }
+
+    fn on_commands(&mut self, now: Instant) {
+        // A handler's call may add more; they come with the next turn, for which the waker stands.
+        let commands = std::mem::take(&mut *self.handle.shared.commands.lock());
+        for command in commands {
+            self.on_command(command, now);
+        }
+    }
+
+    fn on_command(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::Attach { key, socket, side, options } => self.hold(key, socket, side, options, now),
+            Command::Listen { listener, options } => self.listen(listener, Role::Links(options)),
+            Command::Forward { key, listener, open } => {
+                self.listen(listener, Role::Forward { key, open, session: None });
+            }
+            Command::Route { key, session } => self.route(key, session),
+            Command::Open { session, open, handler } => {
+                self.with(session, now, |peer, cx| peer.open(cx, open, handler));
+            }
+            Command::Wake { session, id } => {
+                self.with(session, now, |peer, cx| peer.on_stream_event(cx, id, true, false));
+            }
+            Command::Close { session } => self.with(session, now, |peer, _| peer.close()),
+            Command::Drain => self.end_all(now, Peer::close),
+            Command::Shutdown { reason } => self.end_all(now, |peer| peer.shutdown(&reason)),
+        }
+    }
+
+    fn end_all(&mut self, now: Instant, end: impl Fn(&mut Peer)) {
+        self.ending = true;
+        for (_, listening) in self.listeners.drain() {
+            self.tokens.remove(listening.token);
+        }
+        for key in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.with(key, now, |peer, _| end(peer));
+        }
+    }
+
+    fn hold(&mut self, key: SessionKey, socket: Socket, side: Side, options: SessionOptions, now: Instant) {
+        if self.ending {
+            return;
+        }
+        let token = self.tokens.add(Place::Link(key));
+        let link = match Link::new(socket, self.poll.registry(), token) {
+            Ok(link) => link,
+            Err(error) => {
+                self.tokens.remove(token);
+                let cause = Err(crate::proto::SessionError::LinkLost(error.to_string()));
+                (self.report)(Report::SessionEnded { session: key, cause });
+                return;
+            }
+        };
+        let session = match side {
+            Side::Connecting => Session::connect(options.config.clone(), now),
+            Side::Accepting => Session::accept(options.config.clone(), now),
+        };
+        let peer = Peer::new(key, session, link, options);
+        self.peers.insert(key, Held { peer, is_ready: false, timer: None });
+        self.wants_turn(key);
+    }
+
+    fn listen(&mut self, mut listener: Listener, role: Role) {
+        if self.ending {
+            return;
+        }
+        let key = self.next_listener;
+        self.next_listener += 1;
+        let token = self.tokens.add(Place::Listener(key));
+        if let Err(error) = listener.register(self.poll.registry(), token) {
+            self.tokens.remove(token);
+            report_accept_failure(&mut *self.report, &role, &error);
+            return;
+        }
+        self.listeners.insert(key, Listening { listener, token, role, pending: true, retry: None });
+    }
+
+    fn route(&mut self, forward: ForwardKey, to: Option<SessionKey>) {
+        for listening in self.listeners.values_mut() {
+            match &mut listening.role {
+                Role::Forward { key, session, .. } if *key == forward => *session = to,
+                Role::Forward { .. } | Role::Links(_) => {}
+            }
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        let pending: Vec<usize> = self
+            .listeners
+            .iter()
+            .filter(|(_, listening)| listening.pending && listening.retry.is_none_or(|retry| retry <= now))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in pending {
+            self.accept_from(key, now);
+        }
+    }
+
+    fn accept_from(&mut self, key: usize, now: Instant) {
+        for _ in 0..ACCEPTS {
+            let Some(listening) = self.listeners.get_mut(&key) else { return };
+            listening.retry = None;
+            if let Role::Forward { session, .. } = &listening.role {
+                let stands =
+                    session.and_then(|session| self.peers.get(&session)).is_some_and(|held| held.peer.is_established());
+                if !stands {
+                    // They wait in the backlog; `route` and HELLO bring a turn of the loop.
+                    return;
+                }
+            }
+            match listening.listener.accept() {
+                Ok(socket) => {
+                    let role = listening.role.clone();
+                    self.on_accepted(socket, role, now);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    listening.pending = false;
+                    return;
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {
+                }
+                Err(error) => {
+                    listening.retry = Some(now + ACCEPT_RETRY);
+                    report_accept_failure(&mut *self.report, &listening.role, &error);
+                    return;
+                }
+            }
+        }
+        if let Some(listening) = self.listeners.get_mut(&key) {
+            listening.retry = Some(now);
+        }
+    }
+
+    fn on_accepted(&mut self, socket: Socket, role: Role, now: Instant) {
+        match role {
+            Role::Links(options) => {
+                let key = self.handle.next_key();
+                (self.report)(Report::LinkAccepted { session: SessionKey(key), peer: socket.peer().to_owned() });
+                self.hold(SessionKey(key), socket, Side::Accepting, options, now);
+            }
+            Role::Forward { open, session, .. } => {
+                if let Some(session) = session {
+                    let handler = Box::new(UnixRelay::from(socket));
+                    self.with(session, now, |peer, cx| peer.open(cx, open, handler));
+                }
+            }
+        }
+    }
+}
+
+fn report_accept_failure(report: &mut dyn FnMut(Report), role: &Role, error: &io::Error) {
+    let forward = match role {
+        Role::Forward { key, .. } => Some(*key),
+        Role::Links(_) => None,
+    };
+    report(Report::AcceptFailed { forward, reason: error.to_string() });
+}

@@ -1,0 +1,53 @@
+//! What a link that carries nothing but BiStream answers to legacy calls: what libvirt answers to calls it does not know.
+
+use std::collections::VecDeque;
+
+use crate::wire::{Header, PacketType, ProgramId, RemoteError, Status, codes, domains, encode_packet};
+
+/// Answers that may wait; a client that calls on without reading them is not served.
+const MAX_OWED: usize = 16;
+
+#[derive(Debug, Default)]
+pub(super) struct Foreign {
+    owed: VecDeque<Header>,
+}
+
+impl Foreign {
+    /// A packet that is none of the session's has begun. False when too many answers wait already.
+    pub(super) fn on_header(&mut self, header: &Header) -> bool {
+        let is_call = matches!(header.packet_type(), Some(PacketType::Call | PacketType::CallWithFds));
+        if !is_call || header.packet_status() != Some(Status::Ok) {
+            return true;
+        }
+        self.owed.push_back(*header);
+        self.owed.len() <= MAX_OWED
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.owed.is_empty()
+    }
+
+    /// Puts answers into the front of `out`; gives how many bytes.
+    pub(super) fn poll(&mut self, ours: &ProgramId, out: &mut [u8]) -> usize {
+        let mut len = 0;
+        while let Some(call) = self.owed.front() {
+            let reply = Header { kind: PacketType::Reply.as_wire(), status: Status::Error.as_wire(), ..*call };
+            match encode_packet(&reply, &unknown(ours, call), &mut out[len..]) {
+                Some(written) => len += written,
+                None => break,
+            }
+            self.owed.pop_front();
+        }
+        len
+    }
+}
+
+fn unknown(ours: &ProgramId, call: &Header) -> RemoteError {
+    // libvirt prints all three as signed.
+    let text = if (call.program, call.version) == (ours.program, ours.version) {
+        format!("unknown procedure: {}", call.procedure.cast_signed())
+    } else {
+        format!("Cannot find program {} version {}", call.program.cast_signed(), call.version.cast_signed())
+    };
+    RemoteError::new(codes::RPC, domains::RPC, text).with_ints(-1, -1)
+}

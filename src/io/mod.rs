@@ -1,0 +1,26 @@
+//! Sockets, and the loop that drives sessions over them.
+
+mod address;
+mod backlog;
+mod channel;
+mod dispatcher;
+mod foreign;
+mod handle;
+mod handler;
+mod link;
+mod listener;
+mod peer;
+mod pool;
+mod relay;
+mod report;
+mod socket;
+mod tokens;
+
+pub use address::{Address, AddressError, UNIX_PATH_MAX};
+pub use dispatcher::Dispatcher;
+pub use handle::{ForwardKey, Handle, SessionKey, SessionOptions};
+pub use handler::{Attachment, Decision, Handler, NoTargets, Request, Targets, Waker};
+pub use listener::{Listener, Permissions};
+pub use relay::{UnixRelay, UnixTargets};
+pub use report::Report;
+pub use socket::Socket;

@@ -1,0 +1,512 @@
+//! One session on its link: what the link brings goes to the session, what the session decides to handlers, and what is
+//! owed onto the link.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::{Duration, Instant};
+
+use mio::Registry;
+
+use super::channel::Channel;
+use super::foreign::Foreign;
+use super::handle::{Handle, SessionKey, SessionOptions};
+use super::handler::{Attachment, Decision, Handler, Request, Waker};
+use super::link::{Link, Received};
+use super::pool::Pool;
+use super::report::Report;
+use super::tokens::{Place, Tokens};
+use crate::proto::{CONTROL_MAX, Event, Grant, OpenError, Session, SessionError, StreamError, StreamId, StreamStats};
+use crate::wire::{Decoder, HEADER_LEN, Open, PACKET_MAX, Piece, RemoteError, codes, domains};
+
+/// Bytes read from a link, or written to it, before others have their turn.
+const TURN: usize = 1 << 20;
+
+/// Room worth reading a source into, beside the header.
+const LEAST_ROOM: usize = 4096;
+
+/// How long a link that we ended is read on, so that the peer gets our last packet before the socket is closed.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What a peer needs of its dispatcher, for the length of a call.
+pub(super) struct Context<'a> {
+    pub(super) registry: &'a Registry,
+    pub(super) tokens: &'a mut Tokens,
+    pub(super) pool: &'a mut Pool,
+    /// Where links are read into; whatever is not taken at once is copied out.
+    pub(super) scratch: &'a mut [u8],
+    pub(super) handle: &'a Handle,
+    pub(super) report: &'a mut dyn FnMut(Report),
+    pub(super) now: Instant,
+}
+
+/// Whether a peer wants another turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// At once: it stopped at its budget.
+    Again,
+    /// When something happens.
+    Wait,
+    /// Never: it is over.
+    Gone,
+}
+
+pub(super) struct Peer {
+    key: SessionKey,
+    session: Session,
+    link: Link,
+    decoder: Decoder,
+    /// The packet whose payload arrives is the session's.
+    ours: bool,
+    foreign: Foreign,
+    channels: BTreeMap<StreamId, Channel>,
+    dialling: Vec<Dialling>,
+    options: SessionOptions,
+    phase: Phase,
+}
+
+/// A target that was not ready.
+struct Dialling {
+    id: StreamId,
+    request: Open,
+    again: Instant,
+    deadline: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// Our side is shut; the peer's is read until it is too, or the deadline.
+    Lingering(Instant),
+    Gone,
+}
+
+impl Peer {
+    pub(super) fn new(key: SessionKey, session: Session, link: Link, options: SessionOptions) -> Self {
+        Self {
+            key,
+            session,
+            link,
+            decoder: Decoder::new(PACKET_MAX),
+            ours: false,
+            foreign: Foreign::default(),
+            channels: BTreeMap::new(),
+            dialling: Vec::new(),
+            options,
+            phase: Phase::Running,
+        }
+    }
+
+    pub(super) fn is_established(&self) -> bool {
+        self.session.is_established()
+    }
+
+    /// When it wants a turn if nothing happens before.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let dialling = self.dialling.iter().map(|dialling| dialling.again);
+        let linger = match self.phase {
+            Phase::Lingering(deadline) => Some(deadline),
+            Phase::Running | Phase::Gone => None,
+        };
+        self.session.poll_timeout().into_iter().chain(dialling).chain(linger).min()
+    }
+
+    pub(super) fn on_link_event(&mut self, readable: bool, writable: bool) {
+        self.link.on_event(readable, writable);
+    }
+
+    /// A source of the stream's handler is ready for something. `broken`: it takes no more bytes.
+    pub(super) fn on_stream_event(&mut self, cx: &mut Context<'_>, id: StreamId, writable: bool, broken: bool) {
+        if let Some(stream) = self.session.stream(id) {
+            stream.ready();
+        }
+        let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.is_open) else { return };
+        if broken && channel.is_receiving() {
+            self.stop(id);
+        } else if writable {
+            let flushed = channel.flush();
+            self.on_delivered(cx, id, flushed);
+        }
+    }
+
+    /// Reads, answers and writes what there is, up to a budget.
+    pub(super) fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
+        let received = self.receive(cx);
+        self.dial_again(cx);
+        if self.session.poll_timeout().is_some_and(|deadline| deadline <= cx.now) {
+            self.session.handle_timeout(cx.now);
+        }
+        self.on_events(cx);
+        let sent = self.transmit(cx);
+        self.on_events(cx);
+        self.end_if_finished(cx.now);
+        match self.phase {
+            Phase::Gone => Turn::Gone,
+            _ if received || sent => Turn::Again,
+            _ => Turn::Wait,
+        }
+    }
+
+    /// Lets it end by agreement.
+    pub(super) fn close(&mut self) {
+        self.session.close();
+    }
+
+    /// Ends it at once.
+    pub(super) fn shutdown(&mut self, reason: &str) {
+        self.session.shutdown(reason);
+    }
+
+    /// Opens a stream of our own side.
+    pub(super) fn open(&mut self, cx: &mut Context<'_>, open: Open, handler: Box<dyn Handler>) {
+        let target = open.target.clone();
+        match self.session.open(cx.now, open) {
+            Ok(id) => self.add_channel(cx, id, handler, target, false),
+            Err(error) => self.report_refused(cx, target, error),
+        }
+    }
+
+    fn report_refused(&self, cx: &mut Context<'_>, target: String, error: OpenError) {
+        (cx.report)(Report::StreamRefused { session: self.key, target, reason: error.to_string() });
+    }
+
+    fn add_channel(
+        &mut self,
+        cx: &mut Context<'_>,
+        id: StreamId,
+        handler: Box<dyn Handler>,
+        target: String,
+        is_open: bool,
+    ) {
+        let token = cx.tokens.add(Place::Stream(self.key, id));
+        self.channels.insert(id, Channel::new(handler, token, target, is_open));
+    }
+
+    /// True when it stopped at its budget.
+    fn receive(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut budget = TURN;
+        while budget > 0 {
+            // Taken out for the call: what is read is borrowed from it while the context is lent on.
+            let scratch = std::mem::take(&mut cx.scratch);
+            let received = self.link.read(scratch);
+            let more = match received {
+                Ok(Received::Bytes(len)) => {
+                    budget = budget.saturating_sub(len);
+                    self.on_bytes(cx, &scratch[..len]);
+                    true
+                }
+                Ok(Received::Nothing) => false,
+                Ok(Received::End) => {
+                    let cut = if self.decoder.at_boundary() { "" } else { " in the middle of a packet" };
+                    self.on_link_end(&format!("the peer closed the connection{cut}"));
+                    false
+                }
+                Err(error) => {
+                    self.on_link_end(&error.to_string());
+                    false
+                }
+            };
+            cx.scratch = scratch;
+            if !more {
+                return false;
+            }
+        }
+        self.link.is_readable()
+    }
+
+    fn on_link_end(&mut self, reason: &str) {
+        self.session.handle_link_lost(reason);
+        self.phase = Phase::Gone;
+    }
+
+    fn on_bytes(&mut self, cx: &mut Context<'_>, mut input: &[u8]) {
+        while !self.session.is_closed() {
+            match self.decoder.decode(&mut input) {
+                Ok(Some(piece)) => {
+                    // The session keeps its error and gives it as an event.
+                    let _ = self.on_piece(cx, piece);
+                    self.on_events(cx);
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    self.session.handle_framing_error(error);
+                }
+            }
+        }
+    }
+
+    fn on_piece(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), SessionError> {
+        match piece {
+            Piece::Header { header, payload_len } => {
+                self.ours = self.session.owns(&header);
+                if self.ours {
+                    self.session.handle_header(cx.now, &header, payload_len)?;
+                } else if !self.foreign.on_header(&header) {
+                    self.on_link_end("a legacy client calls on without reading the answers");
+                }
+            }
+            Piece::Payload { bytes, remaining } if self.ours => {
+                if let Some(data) = self.session.handle_payload(cx.now, bytes, remaining)?
+                    && let Some(channel) = self.channels.get_mut(&data.id)
+                {
+                    let delivered = channel.deliver(data.bytes);
+                    self.on_delivered(cx, data.id, delivered);
+                }
+            }
+            Piece::Payload { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// What came of handing bytes, or the end of them, to a handler.
+    fn on_delivered(&mut self, cx: &mut Context<'_>, id: StreamId, delivered: io::Result<u64>) {
+        match delivered {
+            Ok(bytes) => {
+                if let Some(stream) = self.session.stream(id) {
+                    let counted = stream.consumed(bytes);
+                    debug_assert!(counted.is_ok(), "delivered more than came");
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.stop(id),
+            Err(error) => self.fail(cx, id, &error),
+        }
+    }
+
+    /// Nobody takes the peer's bytes any more; our direction goes on.
+    fn stop(&mut self, id: StreamId) {
+        if let Some(channel) = self.channels.get_mut(&id) {
+            channel.stop_receiving();
+        }
+        if let Some(stream) = self.session.stream(id) {
+            let _ = stream.stop();
+        }
+    }
+
+    /// The handler failed: both ends hear of it.
+    fn fail(&mut self, cx: &mut Context<'_>, id: StreamId, error: &io::Error) {
+        let target = self.channels.get(&id).map_or("", |channel| channel.target.as_str());
+        let remote = RemoteError::new(codes::SYSTEM_ERROR, domains::STREAMS, format!("`{target}`: {error}"))
+            .with_ints(error.raw_os_error().unwrap_or_default(), 0);
+        let stats = self.stats(id);
+        if let Some(stream) = self.session.stream(id) {
+            stream.reset(remote.clone());
+        }
+        self.end_channel(cx, id, Err(StreamError::Local(remote)), stats);
+    }
+
+    fn stats(&mut self, id: StreamId) -> StreamStats {
+        self.session.stream(id).map(|stream| stream.stats()).unwrap_or_default()
+    }
+
+    fn on_events(&mut self, cx: &mut Context<'_>) {
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                Event::Established { version, limits, .. } => {
+                    (cx.report)(Report::Established { session: self.key, version, limits });
+                }
+                Event::Legacy(error) => {
+                    (cx.report)(Report::Legacy { session: self.key, error });
+                    self.session.close();
+                }
+                Event::Incoming { id, request } => self.on_incoming(cx, id, request),
+                Event::Accepted(id) => self.on_accepted(cx, id),
+                Event::Finished(id) => {
+                    if let Some(channel) = self.channels.get_mut(&id) {
+                        let finished = channel.peer_finished().map(|()| 0);
+                        self.on_delivered(cx, id, finished);
+                    }
+                }
+                Event::Stopped(id) => {
+                    if let Some(channel) = self.channels.get_mut(&id) {
+                        channel.handler.stop();
+                    }
+                }
+                Event::Failed { id, error, stats } => {
+                    self.dialling.retain(|dialling| dialling.id != id);
+                    self.end_channel(cx, id, Err(error), stats);
+                }
+                Event::Over { id, stats } => self.end_channel(cx, id, Ok(()), stats),
+                Event::Draining => {}
+                Event::Closed(cause) => (cx.report)(Report::SessionEnded { session: self.key, cause }),
+            }
+        }
+    }
+
+    fn on_incoming(&mut self, cx: &mut Context<'_>, id: StreamId, request: Open) {
+        let deadline = cx.now + self.options.dial_timeout;
+        self.dial(cx, Dialling { id, request, again: cx.now, deadline });
+    }
+
+    fn dial(&mut self, cx: &mut Context<'_>, dialling: Dialling) {
+        let Dialling { id, request, deadline, .. } = dialling;
+        let asked = Request { session: self.key, target: &request.target, kind: request.kind };
+        match self.options.targets.open(&asked) {
+            Decision::Accept(handler) => {
+                self.add_channel(cx, id, handler, request.target, true);
+                self.attach(cx, id);
+            }
+            Decision::Refuse(error) => self.refuse(cx, id, request.target, error),
+            Decision::RetryAfter(_) if cx.now >= deadline => {
+                let text = format!("target `{}` took no connection in time", request.target);
+                let error = RemoteError::new(codes::OPERATION_TIMEOUT, domains::STREAMS, text);
+                self.refuse(cx, id, request.target, error);
+            }
+            Decision::RetryAfter(wait) => {
+                let again = (cx.now + wait).min(deadline);
+                self.dialling.push(Dialling { id, request, again, deadline });
+            }
+        }
+    }
+
+    fn dial_again(&mut self, cx: &mut Context<'_>) {
+        let now = cx.now;
+        for dialling in self.dialling.extract_if(.., |dialling| dialling.again <= now).collect::<Vec<_>>() {
+            self.dial(cx, dialling);
+        }
+    }
+
+    fn refuse(&mut self, cx: &mut Context<'_>, id: StreamId, target: String, error: RemoteError) {
+        (cx.report)(Report::StreamRefused { session: self.key, target, reason: error.to_string() });
+        if let Some(stream) = self.session.stream(id) {
+            let _ = stream.refuse(error);
+        }
+    }
+
+    fn on_accepted(&mut self, cx: &mut Context<'_>, id: StreamId) {
+        if let Some(channel) = self.channels.get_mut(&id) {
+            channel.is_open = true;
+            self.attach(cx, id);
+        }
+    }
+
+    /// Connects a stream that stands with its handler.
+    fn attach(&mut self, cx: &mut Context<'_>, id: StreamId) {
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        let waker = Waker { handle: cx.handle.clone(), session: self.key, id };
+        let attached = channel.handler.attach(&Attachment { registry: cx.registry, token: channel.token, waker });
+        if let Err(error) = attached {
+            self.fail(cx, id, &error);
+            return;
+        }
+        (cx.report)(Report::StreamOpened { session: self.key, id, target: channel.target.clone() });
+        if let Some(stream) = self.session.stream(id) {
+            // Of our own streams nothing is left to accept.
+            let _ = stream.accept();
+        }
+        if let Some(stream) = self.session.stream(id) {
+            stream.ready();
+        }
+    }
+
+    fn end_channel(&mut self, cx: &mut Context<'_>, id: StreamId, cause: Result<(), StreamError>, stats: StreamStats) {
+        let Some(mut channel) = self.channels.remove(&id) else { return };
+        cx.tokens.remove(channel.token);
+        channel.handler.detach(cx.registry);
+        if let Err(error) = &cause {
+            channel.handler.reset(error);
+        }
+        let (session, target) = (self.key, channel.target);
+        (cx.report)(match cause {
+            Err(error) if !channel.is_open => Report::StreamRefused { session, target, reason: error.to_string() },
+            cause => Report::StreamEnded { session, id, target, cause, stats },
+        });
+    }
+
+    /// True when it stopped at its budget.
+    fn transmit(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.phase != Phase::Running {
+            return false;
+        }
+        let mut budget = TURN;
+        while self.link.can_write() {
+            let buffer = if self.link.is_writing() {
+                None
+            } else {
+                if budget == 0 {
+                    return true;
+                }
+                let mut buffer = cx.pool.take();
+                self.fill(cx, &mut buffer);
+                if buffer.filled().is_empty() {
+                    cx.pool.give(buffer);
+                    return false;
+                }
+                Some(buffer)
+            };
+            match self.link.write(buffer, cx.pool) {
+                Ok(written) => budget = budget.saturating_sub(written),
+                Err(error) => {
+                    self.on_link_end(&error.to_string());
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
+    /// Encodes what is owed, then what streams have to send, as far as the buffer reaches.
+    fn fill(&mut self, cx: &mut Context<'_>, buffer: &mut super::pool::Buffer) {
+        if !self.foreign.is_empty() {
+            let len = self.foreign.poll(self.session.program(), buffer.spare());
+            buffer.extend(len);
+        }
+        loop {
+            let len = self.session.poll_control(cx.now, buffer.spare());
+            buffer.extend(len);
+            if buffer.spare().len() < CONTROL_MAX.max(HEADER_LEN + LEAST_ROOM) {
+                return;
+            }
+            let Some(grant) = self.session.poll_grant() else {
+                if len == 0 {
+                    return;
+                }
+                continue;
+            };
+            self.fill_data(cx, grant, buffer);
+        }
+    }
+
+    fn fill_data(&mut self, cx: &mut Context<'_>, grant: Grant, buffer: &mut super::pool::Buffer) {
+        let Some(channel) = self.channels.get_mut(&grant.id) else {
+            self.session.stream(grant.id).into_iter().for_each(crate::proto::StreamMut::blocked);
+            return;
+        };
+        // The payload is read to where it will be sent from, its header goes in front: one write, no copy.
+        let room = buffer.spare();
+        let max = grant.max.min(room.len() - HEADER_LEN);
+        let read = channel.handler.read(&mut room[HEADER_LEN..HEADER_LEN + max]);
+        let Some(stream) = self.session.stream(grant.id) else { return };
+        match read {
+            Ok(0) => {
+                let _ = stream.finish();
+            }
+            Ok(len) => match stream.send(len) {
+                Ok(header) => {
+                    room[..HEADER_LEN].copy_from_slice(&header);
+                    buffer.extend(HEADER_LEN + len);
+                }
+                Err(misuse) => self.fail(cx, grant.id, &io::Error::other(misuse)),
+            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.blocked(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.fail(cx, grant.id, &error),
+        }
+    }
+
+    /// Once the session is over and its last packet is out: shut our side, wait for the peer's.
+    fn end_if_finished(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Running if self.session.is_finished() && !self.link.is_writing() => {
+                self.link.shutdown_write();
+                self.phase = Phase::Lingering(now + LINGER);
+            }
+            Phase::Lingering(deadline) if deadline <= now => self.phase = Phase::Gone,
+            _ => {}
+        }
+    }
+
+    /// Takes it apart; its session has ended.
+    pub(super) fn dispose(self, cx: &mut Context<'_>) {
+        cx.tokens.remove(self.link.token);
+        self.link.close(cx.registry, cx.pool);
+    }
+}

@@ -1,0 +1,125 @@
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mio::event::Source;
+use mio::{Interest, Registry};
+
+use super::handler::{Attachment, Decision, Handler, Request, Targets, no_such_target};
+use super::socket::Socket;
+use crate::proto::StreamError;
+use crate::wire::{RemoteError, codes, domains};
+
+/// How long until a listener with a full backlog is tried again.
+const BACKLOG_RETRY: Duration = Duration::from_millis(20);
+
+/// A stream connected to a UNIX socket: bytes both ways, and the close rules of docs/architecture.md.
+///
+/// EOF becomes finish and finish `shutdown(WR)`; an error becomes reset and reset a close without shutdown; EPIPE becomes STOP,
+/// and STOP `shutdown(RD)`.
+#[derive(Debug)]
+pub struct UnixRelay {
+    socket: Socket,
+    /// A write failed: the other end closed with bytes unread.
+    broken: bool,
+}
+
+impl UnixRelay {
+    /// Relays a connected socket.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        Ok(Self::from(Socket::from_unix(stream)?))
+    }
+}
+
+impl From<Socket> for UnixRelay {
+    fn from(socket: Socket) -> Self {
+        Self { socket, broken: false }
+    }
+}
+
+impl Handler for UnixRelay {
+    fn attach(&mut self, at: &Attachment<'_>) -> io::Result<()> {
+        self.socket.register(at.registry(), at.token(), Interest::READABLE | Interest::WRITABLE)
+    }
+
+    fn detach(&mut self, registry: &Registry) {
+        let _ = self.socket.deregister(registry);
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.socket.read(buf) {
+            // The other end closed before it took all that came: STOP has told that already. What it wrote was read.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && self.broken => Ok(0),
+            result => result,
+        }
+    }
+
+    fn write(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let result = self.socket.write_vectored(bufs);
+        self.broken |= matches!(&result, Err(error) if error.kind() == io::ErrorKind::BrokenPipe);
+        result
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        match self.socket.shutdown(Shutdown::Write) {
+            // Closed by the other end meanwhile: it has all that it wanted.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            result => result,
+        }
+    }
+
+    fn stop(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Read);
+    }
+
+    fn reset(&mut self, _cause: &StreamError) {}
+}
+
+/// Targets that are UNIX sockets, dialled when they are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct UnixTargets {
+    paths: BTreeMap<String, PathBuf>,
+}
+
+impl UnixTargets {
+    /// No targets yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Offers the socket at `path` under `name`; gives false, and changes nothing, when the name is taken.
+    pub fn insert(&mut self, name: impl Into<String>, path: impl Into<PathBuf>) -> bool {
+        match self.paths.entry(name.into()) {
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                entry.insert(path.into());
+                true
+            }
+            std::collections::btree_map::Entry::Occupied(_) => false,
+        }
+    }
+}
+
+impl Targets for UnixTargets {
+    fn open(&self, request: &Request<'_>) -> Decision {
+        let Some(path) = self.paths.get(request.target) else {
+            return Decision::Refuse(no_such_target(request.target));
+        };
+        match Socket::dial_unix(path) {
+            Ok(socket) => Decision::Accept(Box::new(UnixRelay::from(socket))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Decision::RetryAfter(BACKLOG_RETRY),
+            Err(error) => {
+                let text = format!("target `{}`: {error}", request.target);
+                Decision::Refuse(
+                    RemoteError::new(codes::SYSTEM_ERROR, domains::STREAMS, text)
+                        .with_ints(error.raw_os_error().unwrap_or_default(), 0),
+                )
+            }
+        }
+    }
+}

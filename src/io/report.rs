@@ -1,0 +1,77 @@
+use super::handle::{ForwardKey, SessionKey};
+use crate::proto::{SessionError, StreamError, StreamId, StreamStats};
+use crate::wire::{Limits, RemoteError};
+
+/// What happened in a dispatcher, for people and programs to know. Nothing needs an answer.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Report {
+    /// Somebody connected to a listener for links.
+    LinkAccepted {
+        /// The session begun.
+        session: SessionKey,
+        /// Where from.
+        peer: String,
+    },
+    /// HELLO stands.
+    Established {
+        /// The session.
+        session: SessionKey,
+        /// The version in force.
+        version: u32,
+        /// What the peer takes from us.
+        limits: Limits,
+    },
+    /// The peer does not know BiStream. `SessionEnded` follows.
+    Legacy {
+        /// The session.
+        session: SessionKey,
+        /// What the peer answered to HELLO.
+        error: RemoteError,
+    },
+    /// The session is over; of its streams, those that were open have been reported.
+    SessionEnded {
+        /// The session.
+        session: SessionKey,
+        /// Its first cause, if it did not end by agreement.
+        cause: Result<(), SessionError>,
+    },
+    /// A stream stands.
+    StreamOpened {
+        /// The session.
+        session: SessionKey,
+        /// The stream.
+        id: StreamId,
+        /// The accepting end's name for what it reaches.
+        target: String,
+    },
+    /// A stream was asked for, by the peer or by us, and does not come to be.
+    StreamRefused {
+        /// The session.
+        session: SessionKey,
+        /// The target asked for.
+        target: String,
+        /// Why.
+        reason: String,
+    },
+    /// A stream is over.
+    StreamEnded {
+        /// The session.
+        session: SessionKey,
+        /// The stream.
+        id: StreamId,
+        /// The accepting end's name for what it reached.
+        target: String,
+        /// Its first cause, if not by both directions being done.
+        cause: Result<(), StreamError>,
+        /// What it did.
+        stats: StreamStats,
+    },
+    /// A listener failed for now; it is tried again.
+    AcceptFailed {
+        /// The forward, unless it is a listener for links.
+        forward: Option<ForwardKey>,
+        /// The system's words.
+        reason: String,
+    },
+}

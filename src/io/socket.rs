@@ -1,0 +1,154 @@
+//! The sockets that links and relays run on.
+
+use std::fmt;
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use mio::event::Source;
+use mio::{Interest, Registry, Token};
+use socket2::SockRef;
+
+use super::address::Address;
+
+/// Bytes that may wait unsent in the kernel before a TCP link stops being writable: what is sent next is decided late,
+/// so that an urgent packet does not stand behind megabytes.
+const NOTSENT_LOWAT: u32 = 256 * 1024;
+
+/// A connected stream socket, non-blocking.
+#[derive(Debug)]
+pub struct Socket {
+    kind: Kind,
+    peer: String,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(mio::net::TcpStream),
+    Unix(mio::net::UnixStream),
+}
+
+impl Socket {
+    /// Dials an address. Blocks for name resolution and for at most `timeout` for each of a name's addresses.
+    ///
+    /// # Errors
+    /// The system's, of the last address tried.
+    pub fn connect(address: &Address, timeout: Duration) -> io::Result<Self> {
+        match address {
+            Address::Unix(path) => Self::from_unix(UnixStream::connect(path)?),
+            Address::Tcp { host, port } => {
+                let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+                for address in (host.as_str(), *port).to_socket_addrs()? {
+                    match TcpStream::connect_timeout(&address, timeout) {
+                        Ok(stream) => return Self::from_tcp(stream),
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+
+    /// Takes a connected TCP socket: without delay for small packets, with a short queue of unsent bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn from_tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        SockRef::from(&stream).set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
+        let peer = stream.peer_addr().map_or_else(|_| "tcp".into(), |peer| format!("tcp://{peer}"));
+        Ok(Self { kind: Kind::Tcp(mio::net::TcpStream::from_std(stream)), peer })
+    }
+
+    /// Takes a connected UNIX socket.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn from_unix(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        let peer = match stream.peer_addr().ok().as_ref().and_then(|peer| peer.as_pathname()) {
+            Some(path) => format!("unix:{}", path.display()),
+            None => "unix".into(),
+        };
+        Ok(Self { kind: Kind::Unix(mio::net::UnixStream::from_std(stream)), peer })
+    }
+
+    /// Dials a UNIX socket without blocking: `WouldBlock` when its backlog is full.
+    pub(super) fn dial_unix(path: &Path) -> io::Result<Self> {
+        // Through socket2 since std's connect waits for room in the backlog.
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM.nonblocking(), None)?;
+        socket.connect(&socket2::SockAddr::unix(path)?)?;
+        Self::from_unix(socket.into())
+    }
+
+    /// Who is at the other end, for people to read.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    pub(super) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        match &self.kind {
+            Kind::Tcp(stream) => stream.shutdown(how),
+            Kind::Unix(stream) => stream.shutdown(how),
+        }
+    }
+
+    fn source(&mut self) -> &mut dyn Source {
+        match &mut self.kind {
+            Kind::Tcp(stream) => stream,
+            Kind::Unix(stream) => stream,
+        }
+    }
+}
+
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.peer)
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match &mut self.kind {
+            Kind::Tcp(stream) => stream.read(buf),
+            Kind::Unix(stream) => stream.read(buf),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match &mut self.kind {
+            Kind::Tcp(stream) => stream.write(buf),
+            Kind::Unix(stream) => stream.write(buf),
+        }
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &mut self.kind {
+            Kind::Tcp(stream) => stream.write_vectored(bufs),
+            Kind::Unix(stream) => stream.write_vectored(bufs),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Source for Socket {
+    fn register(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
+        self.source().register(registry, token, interests)
+    }
+
+    fn reregister(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
+        self.source().reregister(registry, token, interests)
+    }
+
+    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        self.source().deregister(registry)
+    }
+}

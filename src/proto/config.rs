@@ -1,0 +1,56 @@
+use std::time::Duration;
+
+use crate::wire::{DATA_MAX, DATA_MIN, ProgramId};
+
+/// What one side of a session asks, grants and waits for.
+///
+/// Every limit here binds the *peer* unless it says otherwise. [`Session`](super::Session) brings
+/// values out of range into it instead of failing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The program, version and procedure block that mark our packets; both peers must have the same.
+    pub program: ProgramId,
+    /// The most payload bytes that one DATA packet to us may carry: 4 KiB to 16 MiB.
+    ///
+    /// The default is libvirt's own payload for one stream packet, 262,120 bytes.
+    pub max_data: u32,
+    /// How many streams the peer may have open at us at once.
+    pub max_streams: u32,
+    /// Bytes that the peer may send on a stream ahead of what we consumed, at least 4 KiB.
+    pub window: u64,
+    /// Bytes that all windows of the session together may add up to; a stream that would not fit is
+    /// refused, ours and the peer's alike.
+    pub memory_budget: u64,
+    /// How long HELLO, or on the connecting side its reply, may take; `None` waits for ever.
+    pub hello_timeout: Option<Duration>,
+    /// How long our own OPEN may stay without a reply.
+    pub open_timeout: Duration,
+    /// PING is sent this often.
+    pub ping_interval: Duration,
+    /// A peer of which nothing was heard for this long is gone; at least twice the ping interval is wise.
+    pub silence_limit: Duration,
+}
+
+impl Config {
+    pub(super) fn in_range(mut self) -> Self {
+        self.max_data = self.max_data.clamp(DATA_MIN, DATA_MAX);
+        self.window = self.window.max(u64::from(DATA_MIN));
+        self
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            program: ProgramId::default(),
+            max_data: 262_120,
+            max_streams: 1024,
+            window: 1 << 20,
+            memory_budget: 2 << 30,
+            hello_timeout: Some(Duration::from_secs(10)),
+            open_timeout: Duration::from_secs(30),
+            ping_interval: Duration::from_secs(5),
+            silence_limit: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Offsets and limits of the two directions of a stream (docs/protocol.md, §6). All of them only rise.
+
+/// The direction that we send.
+#[derive(Debug, Default)]
+pub(super) struct Sending {
+    /// Sent so far.
+    pub(super) offset: u64,
+    /// The peer lets us send up to here.
+    limit: u64,
+    /// The peer delivered up to here.
+    consumed: u64,
+    pub(super) finished: bool,
+    /// The peer said STOP: what we sent beyond `consumed` it may discard.
+    pub(super) stopped: bool,
+}
+
+impl Sending {
+    pub(super) fn credit(&self) -> u64 {
+        self.limit - self.offset
+    }
+
+    pub(super) fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    pub(super) fn sent(&mut self, bytes: u32) {
+        self.offset += u64::from(bytes);
+        debug_assert!(self.offset <= self.limit, "sent beyond the peer's limit");
+    }
+
+    /// False when the peer claims to have consumed what was never sent.
+    pub(super) fn on_credit(&mut self, consumed: u64, limit: u64) -> bool {
+        if consumed > self.offset {
+            return false;
+        }
+        self.consumed = self.consumed.max(consumed);
+        self.limit = self.limit.max(limit);
+        true
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.finished && (self.stopped || self.consumed == self.offset)
+    }
+}
+
+/// The direction that we receive.
+#[derive(Debug)]
+pub(super) struct Receiving {
+    window: u64,
+    /// Received so far, discarded bytes too.
+    pub(super) offset: u64,
+    /// Delivered so far.
+    consumed: u64,
+    /// What `consumed` was in the last CREDIT.
+    credited: u64,
+    /// Where the peer finished.
+    pub(super) finished: Option<u64>,
+    /// We said STOP, and discard what comes.
+    pub(super) stopped: bool,
+}
+
+impl Receiving {
+    pub(super) fn new(window: u64) -> Self {
+        Self { window, offset: 0, consumed: 0, credited: 0, finished: None, stopped: false }
+    }
+
+    pub(super) fn window(&self) -> u64 {
+        self.window
+    }
+
+    pub(super) fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    /// The peer may send up to here: what it was last told.
+    pub(super) fn limit(&self) -> u64 {
+        self.credited.saturating_add(self.window)
+    }
+
+    /// False when it goes beyond the limit; nothing is counted then.
+    pub(super) fn on_data(&mut self, bytes: u32) -> bool {
+        match self.offset.checked_add(u64::from(bytes)) {
+            Some(offset) if offset <= self.limit() => {
+                self.offset = offset;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// False when that is more than was received.
+    pub(super) fn consume(&mut self, bytes: u64) -> bool {
+        match self.consumed.checked_add(bytes) {
+            Some(consumed) if consumed <= self.offset => {
+                self.consumed = consumed;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a CREDIT is worth its packet now: a quarter of the window, or all there will be.
+    pub(super) fn is_credit_due(&self) -> bool {
+        if self.stopped || self.consumed == self.credited {
+            return false;
+        }
+        self.consumed - self.credited >= self.window / 4 || self.finished == Some(self.consumed)
+    }
+
+    /// What the CREDIT that is sent now says.
+    pub(super) fn take_credit(&mut self) -> (u64, u64) {
+        self.credited = self.consumed;
+        (self.consumed, self.limit())
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        match self.finished {
+            Some(last) => self.stopped || self.credited == last,
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+use std::time::{Duration, Instant};
+
+/// Is the peer there, and how far away (docs/protocol.md, §10).
+#[derive(Debug)]
+pub(super) struct Liveness {
+    interval: Duration,
+    limit: Duration,
+    last_heard: Instant,
+    next_ping: Instant,
+    /// The token of the PING that waits for its PONG, and when it was sent.
+    awaited: Option<(u64, Instant)>,
+    last_token: u64,
+    round_trip: Option<Duration>,
+}
+
+impl Liveness {
+    pub(super) fn new(now: Instant, interval: Duration, limit: Duration) -> Self {
+        Self {
+            interval,
+            limit,
+            last_heard: now,
+            next_ping: now + interval,
+            awaited: None,
+            last_token: 0,
+            round_trip: None,
+        }
+    }
+
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.last_heard = self.last_heard.max(now);
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.next_ping.min(self.last_heard + self.limit)
+    }
+
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_heard) >= self.limit
+    }
+
+    /// Whether a PING is to be sent; true once an interval.
+    pub(super) fn is_ping_due(&mut self, now: Instant) -> bool {
+        let due = self.next_ping <= now;
+        if due {
+            self.next_ping = now + self.interval;
+        }
+        due
+    }
+
+    /// The token of the PING that is sent now.
+    pub(super) fn ping(&mut self, now: Instant) -> u64 {
+        self.last_token += 1;
+        self.awaited = Some((self.last_token, now));
+        self.last_token
+    }
+
+    pub(super) fn on_pong(&mut self, token: u64, now: Instant) {
+        if let Some((_, sent)) = self.awaited.take_if(|(awaited, _)| *awaited == token) {
+            self.round_trip = Some(now.saturating_duration_since(sent));
+        }
+    }
+
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
+    }
+}

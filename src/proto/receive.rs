@@ -1,0 +1,575 @@
+//! What the peer sent: packets into changes of state, events and data.
+
+use std::time::Instant;
+
+use super::error::{SessionError, StreamError};
+use super::event::Event;
+use super::session::{Session, Side, State};
+use super::stream::{State as StreamState, Stream, StreamId, owed, rule_error};
+use crate::wire::{
+    BISTREAM_1, Body, Close, Credit, DATA_MAX, DATA_MIN, Extension, Finish, Header, Hello, HelloReply, Limits, Open,
+    OpenReply, PRIORITY_MAX, PacketType, Ping, Procedure, RemoteError, Rule, Status, Stop, close, codes, decode_body,
+    domains, is_valid_target,
+};
+
+/// Feature bits that this library can do.
+pub(super) const FEATURES: u64 = 0;
+
+/// Refusals of OPEN that may stand unsent before the peer is flooding.
+const MAX_REFUSALS: u32 = 256;
+
+/// Bytes of a stream, borrowed from what was handed to the session.
+///
+/// Deliver them in order; say [`consumed`](super::StreamMut::consumed) when their far end has taken them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Data<'a> {
+    /// The stream.
+    pub id: StreamId,
+    /// At least one byte.
+    pub bytes: &'a [u8],
+}
+
+/// The packet whose payload is arriving.
+#[derive(Debug, Default)]
+pub(super) enum Incoming {
+    #[default]
+    None,
+    /// DATA for this stream.
+    Data(u32),
+    /// A body to be judged as a whole; what has come of it.
+    Body(Message, Vec<u8>),
+    Discard,
+}
+
+/// A control packet by its header.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Message {
+    Hello { serial: u32 },
+    HelloReply,
+    HelloRefused,
+    Open(u32),
+    OpenReply(u32),
+    OpenRefused(u32),
+    Finish(u32),
+    Reset(u32),
+    Credit,
+    Stop,
+    Ping,
+    Pong,
+    Close,
+}
+
+impl Message {
+    /// The longest legal body.
+    fn max_len(self) -> u32 {
+        match self {
+            Self::Hello { .. } => Hello::MAX_LEN,
+            Self::HelloReply => HelloReply::MAX_LEN,
+            Self::Open(_) => Open::MAX_LEN,
+            Self::OpenReply(_) => OpenReply::MAX_LEN,
+            Self::HelloRefused | Self::OpenRefused(_) | Self::Reset(_) => RemoteError::MAX_LEN,
+            Self::Finish(_) => Finish::MAX_LEN,
+            Self::Credit => Credit::MAX_LEN,
+            Self::Stop => Stop::MAX_LEN,
+            Self::Ping | Self::Pong => Ping::MAX_LEN,
+            Self::Close => Close::MAX_LEN,
+        }
+    }
+}
+
+impl Session {
+    /// A whole packet of which `owns` is true. What it gives is to be delivered at once: it is borrowed.
+    ///
+    /// # Errors
+    /// The session's cause of end, from the packet that broke it on.
+    pub fn handle_packet<'a>(
+        &mut self,
+        now: Instant,
+        header: &Header,
+        payload: &'a [u8],
+    ) -> Result<Option<Data<'a>>, SessionError> {
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        self.handle_header(now, header, len)?;
+        if payload.is_empty() { Ok(None) } else { self.handle_payload(now, payload, 0) }
+    }
+
+    /// The header of a packet of which `owns` is true, with `payload_len` bytes to follow by `handle_payload`.
+    ///
+    /// # Errors
+    /// The session's cause of end, from the packet that broke it on.
+    pub fn handle_header(&mut self, now: Instant, header: &Header, payload_len: u32) -> Result<(), SessionError> {
+        self.check_open()?;
+        self.liveness.heard(now);
+        let incoming = self.on_header(header, payload_len)?;
+        match incoming {
+            Incoming::Body(message, _) if payload_len == 0 => self.on_message(now, message, &[]),
+            incoming => {
+                self.incoming = if payload_len == 0 { Incoming::None } else { incoming };
+                Ok(())
+            }
+        }
+    }
+
+    /// The next bytes of a packet's payload, of which `remaining` are still to come after these.
+    ///
+    /// # Errors
+    /// The session's cause of end, from the packet that broke it on.
+    pub fn handle_payload<'a>(
+        &mut self,
+        now: Instant,
+        bytes: &'a [u8],
+        remaining: u32,
+    ) -> Result<Option<Data<'a>>, SessionError> {
+        self.check_open()?;
+        self.liveness.heard(now);
+        match &mut self.incoming {
+            Incoming::Data(id) => {
+                let id = *id;
+                if remaining == 0 {
+                    self.incoming = Incoming::None;
+                }
+                let wanted = self.streams.get(&id).is_some_and(|stream| stream.is_open() && !stream.receiving.stopped);
+                Ok((wanted && !bytes.is_empty()).then_some(Data { id: StreamId(id), bytes }))
+            }
+            Incoming::Body(message, begun) => {
+                let message = *message;
+                if remaining > 0 {
+                    begun.extend_from_slice(bytes);
+                } else if begun.is_empty() {
+                    self.incoming = Incoming::None;
+                    self.on_message(now, message, bytes)?;
+                } else {
+                    let mut body = std::mem::take(begun);
+                    body.extend_from_slice(bytes);
+                    self.incoming = Incoming::None;
+                    self.on_message(now, message, &body)?;
+                }
+                Ok(None)
+            }
+            Incoming::Discard | Incoming::None => Ok(None),
+        }
+    }
+
+    /// The bytes on the link are no packets: what the decoder said of them.
+    pub fn handle_framing_error(&mut self, error: crate::wire::FramingError) -> SessionError {
+        match self.closed() {
+            Some(cause) => cause,
+            None => self.misbehaved(Rule::Length, error.to_string()),
+        }
+    }
+
+    fn check_open(&self) -> Result<(), SessionError> {
+        self.closed().map_or(Ok(()), Err)
+    }
+
+    fn on_header(&mut self, header: &Header, payload_len: u32) -> Result<Incoming, SessionError> {
+        let message = self.classify(header)?;
+        let Some(message) = message else {
+            return self.on_data(header.serial, payload_len);
+        };
+        let hello = matches!(message, Message::Hello { .. } | Message::HelloReply | Message::HelloRefused);
+        let stands = matches!(self.state, State::Established | State::Draining);
+        if !hello && !stands {
+            return Err(self.misbehaved(Rule::HelloFirst, format!("procedure {:#x} before HELLO", header.procedure)));
+        }
+        if payload_len > message.max_len() {
+            let detail = format!("a body of {payload_len} bytes, longest is {}", message.max_len());
+            return Err(self.misbehaved(Rule::Body, detail));
+        }
+        Ok(Incoming::Body(message, Vec::new()))
+    }
+
+    /// What the header says this is; `None` is DATA.
+    fn classify(&mut self, header: &Header) -> Result<Option<Message>, SessionError> {
+        use Message as M;
+        use PacketType::{Call, Message as Msg, Reply, Stream};
+        let Some(procedure) = Procedure::from_offset(self.config.program.offset(header)) else {
+            return Err(self.misbehaved(Rule::Procedure, format!("procedure {:#x}", header.procedure)));
+        };
+        let id = header.serial;
+        let message = match (procedure, header.packet_type(), header.packet_status()) {
+            (Procedure::Data, Some(Stream), Some(Status::Continue)) => return Ok(None),
+            (Procedure::Hello, Some(Call), Some(Status::Ok)) => Some(M::Hello { serial: id }),
+            (Procedure::Hello, Some(Reply), Some(Status::Ok)) => Some(M::HelloReply),
+            (Procedure::Hello, Some(Reply), Some(Status::Error)) => Some(M::HelloRefused),
+            (Procedure::Open, Some(Call), Some(Status::Ok)) => Some(M::Open(id)),
+            (Procedure::Open, Some(Reply), Some(Status::Ok)) => Some(M::OpenReply(id)),
+            (Procedure::Open, Some(Reply), Some(Status::Error)) => Some(M::OpenRefused(id)),
+            (Procedure::Data, Some(Stream), Some(Status::Ok)) => Some(M::Finish(id)),
+            (Procedure::Data, Some(Stream), Some(Status::Error)) => Some(M::Reset(id)),
+            (Procedure::Data, Some(PacketType::StreamHole), Some(Status::Continue)) => {
+                return Err(self.misbehaved(Rule::Hole, "a hole without the feature".into()));
+            }
+            (Procedure::Credit, Some(Msg), Some(Status::Ok)) if id == 0 => Some(M::Credit),
+            (Procedure::Stop, Some(Msg), Some(Status::Ok)) if id == 0 => Some(M::Stop),
+            (Procedure::Ping, Some(Msg), Some(Status::Ok)) if id == 0 => Some(M::Ping),
+            (Procedure::Pong, Some(Msg), Some(Status::Ok)) if id == 0 => Some(M::Pong),
+            (Procedure::Close, Some(Msg), Some(Status::Ok)) if id == 0 => Some(M::Close),
+            _ => None,
+        };
+        if message.is_none() {
+            let detail = format!("{procedure:?} with type {}, status {}, serial {id}", header.kind, header.status);
+            return Err(self.misbehaved(Rule::Header, detail));
+        }
+        Ok(message)
+    }
+
+    fn on_data(&mut self, id: u32, len: u32) -> Result<Incoming, SessionError> {
+        if !matches!(self.state, State::Established | State::Draining) {
+            return Err(self.misbehaved(Rule::HelloFirst, "DATA before HELLO".into()));
+        }
+        if len == 0 || len > self.config.max_data {
+            return Err(self.misbehaved(Rule::DataSize, format!("DATA of {len} bytes on stream {id}")));
+        }
+        let Some(stream) = self.streams.get_mut(&id) else {
+            self.check_known(id)?;
+            return Ok(Incoming::Discard);
+        };
+        match stream.state {
+            StreamState::Open => {}
+            StreamState::Opening(_) | StreamState::Pending => {
+                return Err(self.misbehaved(Rule::BeforeReply, format!("DATA on stream {id}")));
+            }
+            StreamState::Refused(_) | StreamState::Reset(_) => return Ok(Incoming::Discard),
+        }
+        if stream.receiving.finished.is_some() {
+            self.stream_misbehaved(id, Rule::AfterFinish);
+            return Ok(Incoming::Discard);
+        }
+        if !stream.receiving.on_data(len) {
+            let (offset, limit) = (stream.receiving.offset, stream.receiving.limit());
+            let detail = format!("{len} bytes at offset {offset} of stream {id}, whose limit is {limit}");
+            return Err(self.misbehaved(Rule::CreditOverrun, detail));
+        }
+        stream.stats.packets_received += 1;
+        Ok(Incoming::Data(id))
+    }
+
+    fn on_message(&mut self, now: Instant, message: Message, body: &[u8]) -> Result<(), SessionError> {
+        match message {
+            Message::Hello { serial } => self.on_hello(serial, body),
+            Message::HelloReply => self.on_hello_reply(body),
+            Message::HelloRefused => self.on_hello_refused(body),
+            Message::Open(id) => self.on_open(id, body),
+            Message::OpenReply(id) => self.on_open_reply(id, body),
+            Message::OpenRefused(id) => self.on_open_refused(id, body),
+            Message::Finish(id) => self.on_finish(id, body),
+            Message::Reset(id) => self.on_reset(id, body),
+            Message::Credit => self.on_credit(body),
+            Message::Stop => self.on_stop(body),
+            Message::Ping => {
+                self.owed.pong = Some(self.body::<Ping>(body)?.token);
+                Ok(())
+            }
+            Message::Pong => {
+                let token = self.body::<Ping>(body)?.token;
+                self.liveness.on_pong(token, now);
+                Ok(())
+            }
+            Message::Close => self.on_close(body),
+        }
+    }
+
+    fn body<T: Body>(&mut self, body: &[u8]) -> Result<T, SessionError> {
+        decode_body(body).map_err(|error| self.misbehaved(Rule::Body, error.to_string()))
+    }
+
+    fn on_hello(&mut self, serial: u32, body: &[u8]) -> Result<(), SessionError> {
+        if self.side == Side::Connecting || self.state != State::AwaitingHello {
+            return Err(self.misbehaved(Rule::HelloOnce, "a second HELLO, or one from the accepting side".into()));
+        }
+        match judge_hello(body) {
+            Ok(hello) => {
+                self.peer = hello.limits;
+                self.owed.hello_reply = Some((serial, Ok(())));
+                self.hello_stands();
+                self.event(Event::Established { version: BISTREAM_1, features: FEATURES, limits: hello.limits });
+                Ok(())
+            }
+            Err(refusal) => {
+                let error = SessionError::RefusedPeer(refusal.clone());
+                self.end(Err(error.clone()), None);
+                self.owed.hello_reply = Some((serial, Err(refusal)));
+                Err(error)
+            }
+        }
+    }
+
+    fn on_hello_reply(&mut self, body: &[u8]) -> Result<(), SessionError> {
+        self.check_hello_sent()?;
+        let reply: HelloReply = self.body(body)?;
+        if reply.version != BISTREAM_1 || reply.features & !FEATURES != 0 || !in_range(reply.limits) {
+            let detail = format!("version {}, features {:#x}, {:?}", reply.version, reply.features, reply.limits);
+            return Err(self.misbehaved(Rule::Choice, detail));
+        }
+        if needs_unknown(&reply.extensions) {
+            return Err(self.misbehaved(Rule::Extension, "the reply to HELLO needs an extension".into()));
+        }
+        self.peer = reply.limits;
+        self.hello_stands();
+        self.event(Event::Established { version: reply.version, features: reply.features, limits: reply.limits });
+        Ok(())
+    }
+
+    fn on_hello_refused(&mut self, body: &[u8]) -> Result<(), SessionError> {
+        self.check_hello_sent()?;
+        let error: RemoteError = self.body(body)?;
+        if matches!(error.code, codes::RPC | codes::NO_SUPPORT) {
+            self.state = State::Legacy;
+            self.event(Event::Legacy(error));
+            return Ok(());
+        }
+        let error = SessionError::Refused(error);
+        self.end(Err(error.clone()), None);
+        Err(error)
+    }
+
+    fn check_hello_sent(&mut self) -> Result<(), SessionError> {
+        // The serial needs no check: there is one HELLO in a session.
+        if self.state == State::HelloSent {
+            return Ok(());
+        }
+        Err(self.misbehaved(Rule::Reply, "a reply to no HELLO".into()))
+    }
+
+    fn on_open(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
+        if id == 0 || self.side.owns_id(id) {
+            return Err(self.misbehaved(Rule::IdParity, format!("OPEN with id {id}")));
+        }
+        if id <= self.peer_last_id {
+            return Err(self.misbehaved(Rule::IdReused, format!("OPEN with id {id} after {}", self.peer_last_id)));
+        }
+        self.peer_last_id = id;
+        match self.judge_open(body) {
+            Ok(request) => {
+                let priority = u8::try_from(request.priority).unwrap_or_default();
+                let mut stream = Stream::new(StreamState::Pending, false, priority, self.config.window);
+                stream.sending.on_credit(0, request.window);
+                self.streams.insert(id, stream);
+                self.open_theirs += 1;
+                self.event(Event::Incoming { id: StreamId(id), request });
+                Ok(())
+            }
+            Err(_) if self.refusals >= MAX_REFUSALS => {
+                Err(self.misbehaved(Rule::OpenFlood, format!("{MAX_REFUSALS} refusals of OPEN stand unsent")))
+            }
+            Err(refusal) => {
+                self.refusals += 1;
+                let mut stream = Stream::new(StreamState::Refused(Box::new(refusal)), false, 0, 0);
+                stream.owed = owed::REPLY;
+                self.streams.insert(id, stream);
+                self.sync(id);
+                Ok(())
+            }
+        }
+    }
+
+    /// The request, with a window reserved for it; or what the peer is told.
+    fn judge_open(&mut self, body: &[u8]) -> Result<Open, RemoteError> {
+        let request: Open = decode_body(body).map_err(|error| {
+            RemoteError::new(codes::INVALID_ARG, domains::STREAMS, error.to_string())
+                .with_ints(0, rule_number(Rule::Body))
+        })?;
+        if self.state == State::Draining {
+            return Err(rule_error(codes::OPERATION_INVALID, Rule::Closing));
+        }
+        if !is_valid_target(&request.target) {
+            return Err(rule_error(codes::INVALID_ARG, Rule::TargetName));
+        }
+        if request.priority > PRIORITY_MAX {
+            return Err(rule_error(codes::INVALID_ARG, Rule::Priority));
+        }
+        if needs_unknown(&request.extensions) {
+            return Err(rule_error(codes::OPERATION_UNSUPPORTED, Rule::Extension));
+        }
+        if self.open_theirs >= self.config.max_streams || !self.reserve_window() {
+            return Err(rule_error(codes::RESOURCE_BUSY, Rule::StreamLimit));
+        }
+        Ok(request)
+    }
+
+    /// Whether the reply is to an OPEN of ours that is unanswered; one that we reset since is answered into the void.
+    fn is_reply_awaited(&mut self, id: u32) -> Result<bool, SessionError> {
+        if !self.side.owns_id(id) || !self.is_known(id) {
+            return Err(self.misbehaved(Rule::Reply, format!("a reply to no OPEN, id {id}")));
+        }
+        match self.stream_state(id) {
+            Some(StreamState::Opening(_)) => Ok(true),
+            Some(StreamState::Open) => Err(self.misbehaved(Rule::Reply, format!("a second reply to OPEN {id}"))),
+            _ => Ok(false),
+        }
+    }
+
+    fn on_open_reply(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
+        let reply: OpenReply = self.body(body)?;
+        if !self.is_reply_awaited(id)? {
+            return Ok(());
+        }
+        if needs_unknown(&reply.extensions) {
+            self.stream_misbehaved(id, Rule::Extension);
+            return Ok(());
+        }
+        let _ = self.change(StreamId(id), |stream| {
+            stream.state = StreamState::Open;
+            stream.sending.on_credit(0, reply.window);
+            Ok(())
+        });
+        self.event(Event::Accepted(StreamId(id)));
+        Ok(())
+    }
+
+    fn on_open_refused(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
+        let error: RemoteError = self.body(body)?;
+        if self.is_reply_awaited(id)? {
+            self.ended_by_peer(id, StreamError::Refused(error));
+        }
+        Ok(())
+    }
+
+    fn on_finish(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
+        let Finish { offset } = self.body(body)?;
+        let Some(stream) = self.standing(id, "finish")? else { return Ok(()) };
+        if stream.receiving.finished.is_some() {
+            self.stream_misbehaved(id, Rule::AfterFinish);
+        } else if stream.receiving.offset != offset {
+            self.stream_misbehaved(id, Rule::FinalOffset);
+        } else {
+            self.event(Event::Finished(StreamId(id)));
+            let _ = self.change(StreamId(id), |stream| {
+                stream.receiving.finished = Some(offset);
+                if stream.receiving.is_credit_due() {
+                    stream.owed |= owed::CREDIT;
+                }
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+
+    fn on_reset(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
+        let error: RemoteError = self.body(body)?;
+        match self.stream_state(id) {
+            None => self.check_known(id),
+            Some(StreamState::Refused(_) | StreamState::Reset(_)) => Ok(()),
+            Some(_) => {
+                self.ended_by_peer(id, StreamError::Reset(error));
+                Ok(())
+            }
+        }
+    }
+
+    fn on_credit(&mut self, body: &[u8]) -> Result<(), SessionError> {
+        let Credit { stream: id, consumed, limit } = self.body(body)?;
+        let Some(stream) = self.standing(id, "CREDIT")? else { return Ok(()) };
+        if !stream.sending.on_credit(consumed, limit) {
+            let detail = format!("{consumed} consumed of stream {id}, {} were sent", stream.sending.offset);
+            return Err(self.misbehaved(Rule::Consumed, detail));
+        }
+        self.sync(id);
+        Ok(())
+    }
+
+    fn on_stop(&mut self, body: &[u8]) -> Result<(), SessionError> {
+        let Stop { stream: id } = self.body(body)?;
+        let Some(stream) = self.standing(id, "STOP")? else { return Ok(()) };
+        if stream.sending.stopped {
+            return Ok(());
+        }
+        self.event(Event::Stopped(StreamId(id)));
+        let _ = self.change(StreamId(id), |stream| {
+            stream.sending.stopped = true;
+            if !stream.sending.finished {
+                stream.sending.finished = true;
+                stream.owed |= owed::FINISH;
+            }
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn on_close(&mut self, body: &[u8]) -> Result<(), SessionError> {
+        let Close { code, rule, text } = self.body(body)?;
+        if code == close::DONE {
+            if self.state == State::Established {
+                self.state = State::Draining;
+                self.event(Event::Draining);
+            }
+            self.end_if_drained();
+            return Ok(());
+        }
+        let error = SessionError::PeerClosed { code, rule, text };
+        self.end(Err(error.clone()), None);
+        Err(error)
+    }
+
+    /// The open stream that a packet is for; `None` when it is over and the packet is to be passed over.
+    fn standing(&mut self, id: u32, what: &str) -> Result<Option<&mut Stream>, SessionError> {
+        match self.stream_state(id) {
+            None => self.check_known(id).map(|()| None),
+            Some(StreamState::Opening(_) | StreamState::Pending) => {
+                Err(self.misbehaved(Rule::BeforeReply, format!("{what} on stream {id}")))
+            }
+            Some(StreamState::Refused(_) | StreamState::Reset(_)) => Ok(None),
+            Some(StreamState::Open) => Ok(self.streams.get_mut(&id)),
+        }
+    }
+
+    fn check_known(&mut self, id: u32) -> Result<(), SessionError> {
+        if self.is_known(id) {
+            return Ok(());
+        }
+        Err(self.misbehaved(Rule::IdUnknown, format!("stream {id} was never opened")))
+    }
+
+    fn stream_misbehaved(&mut self, id: u32, rule: Rule) {
+        let tell = rule_error(codes::INVALID_ARG, rule);
+        self.fail(StreamId(id), tell, StreamError::PeerMisbehaved(rule));
+    }
+
+    /// The peer ended the stream: nothing is owed to it any more.
+    fn ended_by_peer(&mut self, id: u32, error: StreamError) {
+        if let Some(stats) = self.streams.get(&id).map(Stream::stats) {
+            self.event(Event::Failed { id: StreamId(id), error, stats });
+        }
+        let _ = self.change(StreamId(id), |stream| {
+            stream.state =
+                StreamState::Reset(Box::new(RemoteError::new(codes::OPERATION_ABORTED, domains::STREAMS, "")));
+            stream.owed = 0;
+            Ok(())
+        });
+    }
+}
+
+fn judge_hello(body: &[u8]) -> Result<Hello, RemoteError> {
+    let refuse =
+        |code, rule: Rule, text: String| RemoteError::new(code, domains::RPC, text).with_ints(0, rule_number(rule));
+    let hello: Hello = decode_body(body).map_err(|error| refuse(codes::INVALID_ARG, Rule::Body, error.to_string()))?;
+    if !(hello.min_version..=hello.max_version).contains(&BISTREAM_1) {
+        let text = format!("versions {} to {} offered, {BISTREAM_1} spoken", hello.min_version, hello.max_version);
+        return Err(refuse(codes::OPERATION_UNSUPPORTED, Rule::Version, text));
+    }
+    if hello.needed & !(FEATURES & hello.offered) != 0 {
+        let text = format!("features {:#x} needed, {FEATURES:#x} known", hello.needed);
+        return Err(refuse(codes::OPERATION_UNSUPPORTED, Rule::Feature, text));
+    }
+    if needs_unknown(&hello.extensions) {
+        return Err(refuse(codes::OPERATION_UNSUPPORTED, Rule::Extension, "an unknown extension is needed".into()));
+    }
+    if !in_range(hello.limits) {
+        return Err(refuse(codes::INVALID_ARG, Rule::Limits, format!("max_data of {}", hello.limits.max_data)));
+    }
+    Ok(hello)
+}
+
+fn in_range(limits: Limits) -> bool {
+    (DATA_MIN..=DATA_MAX).contains(&limits.max_data)
+}
+
+/// No extension is known yet.
+fn needs_unknown(extensions: &[Extension]) -> bool {
+    extensions.iter().any(|extension| extension.needed)
+}
+
+fn rule_number(rule: Rule) -> i32 {
+    i32::try_from(rule.number()).unwrap_or_default()
+}

@@ -1,0 +1,427 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::config::Config;
+use super::error::{Misuse, OpenError, SessionError, StreamError};
+use super::event::Event;
+use super::liveness::Liveness;
+use super::receive::Incoming;
+use super::schedule::Schedule;
+use super::stream::{State as StreamState, Stream, StreamId, StreamMut, StreamStats, owed};
+use super::transmit::Owed;
+use crate::wire::{
+    EXTENSION_LEN, EXTENSIONS_MAX, Extension, Header, Limits, Open, PRIORITY_MAX, ProgramId, RemoteError, Rule, close,
+    codes, domains, is_valid_target,
+};
+
+/// One peer relationship: its streams, their credit, and what is owed to the peer.
+///
+/// A state machine without sockets, clocks or threads; the [module documentation](super) shows the loop that drives it.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) config: Config,
+    pub(super) side: Side,
+    pub(super) state: State,
+    /// What the peer takes from us; nothing until HELLO stands.
+    pub(super) peer: Limits,
+    pub(super) streams: BTreeMap<u32, Stream>,
+    next_id: Option<u32>,
+    /// The highest id the peer has opened.
+    pub(super) peer_last_id: u32,
+    pub(super) open_ours: u32,
+    pub(super) open_theirs: u32,
+    pub(super) refusals: u32,
+    /// Windows of all streams.
+    pub(super) reserved: u64,
+    pub(super) owed: Owed,
+    pub(super) schedule: Schedule,
+    pub(super) incoming: Incoming,
+    pub(super) liveness: Liveness,
+    /// Our OPENs in the order of their deadlines; those answered since are passed over.
+    opening: VecDeque<(Instant, u32)>,
+    hello_deadline: Option<Instant>,
+    events: VecDeque<Event>,
+}
+
+/// Which end of the link we are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that says HELLO; its stream ids are odd.
+    Connecting,
+    /// The other; its stream ids are even.
+    Accepting,
+}
+
+impl Side {
+    pub(super) fn owns_id(self, id: u32) -> bool {
+        id % 2 == u32::from(self == Side::Connecting)
+    }
+}
+
+/// Where a session stands (docs/protocol.md, §3).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum State {
+    AwaitingHello,
+    HelloSent,
+    Legacy,
+    Established,
+    /// CLOSE 0 was said, by us or the peer: no new streams.
+    Draining,
+    Closed(Result<(), SessionError>),
+}
+
+impl Session {
+    /// The connecting side: owes the peer a HELLO.
+    pub fn connect(config: Config, now: Instant) -> Self {
+        let mut session = Self::new(config, Side::Connecting, now);
+        session.state = State::HelloSent;
+        session.owed.hello = true;
+        session
+    }
+
+    /// The accepting side: sends nothing until the peer's HELLO has come.
+    pub fn accept(config: Config, now: Instant) -> Self {
+        Self::new(config, Side::Accepting, now)
+    }
+
+    fn new(config: Config, side: Side, now: Instant) -> Self {
+        let config = config.in_range();
+        Self {
+            side,
+            state: State::AwaitingHello,
+            peer: Limits { max_data: 0, max_streams: 0 },
+            streams: BTreeMap::new(),
+            next_id: Some(if side == Side::Connecting { 1 } else { 2 }),
+            peer_last_id: 0,
+            open_ours: 0,
+            open_theirs: 0,
+            refusals: 0,
+            reserved: 0,
+            owed: Owed::default(),
+            schedule: Schedule::default(),
+            incoming: Incoming::default(),
+            liveness: Liveness::new(now, config.ping_interval, config.silence_limit),
+            opening: VecDeque::new(),
+            hello_deadline: config.hello_timeout.map(|timeout| now + timeout),
+            events: VecDeque::new(),
+            config,
+        }
+    }
+
+    /// Whether a packet with this header is BiStream's. Others on the link are legacy RPC: keep them from the session.
+    pub fn owns(&self, header: &Header) -> bool {
+        self.config.program.owns(header)
+    }
+
+    /// What happened since; until `None`, after every `handle_…` and every change of a stream.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When `handle_timeout` wants to be called, if nothing else happens before.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match self.state {
+            State::Closed(_) | State::Legacy => None,
+            State::AwaitingHello | State::HelloSent => self.hello_deadline,
+            State::Established | State::Draining => {
+                let opening = self.opening.front().map(|(deadline, _)| *deadline);
+                Some(opening.map_or(self.liveness.deadline(), |opening| opening.min(self.liveness.deadline())))
+            }
+        }
+    }
+
+    /// Time has passed. Hand over what the link received first: it may be what was waited for.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        match self.state {
+            State::Closed(_) | State::Legacy => {}
+            State::AwaitingHello | State::HelloSent => {
+                if self.hello_deadline.is_some_and(|deadline| deadline <= now) {
+                    self.end(Err(SessionError::HelloTimeout(self.config.hello_timeout.unwrap_or_default())), None);
+                }
+            }
+            State::Established | State::Draining => {
+                if self.liveness.is_silent(now) {
+                    let error = SessionError::Silent(self.config.silence_limit);
+                    self.end(Err(error), Some((close::SILENT, 0)));
+                    return;
+                }
+                self.owed.ping |= self.liveness.is_ping_due(now);
+                self.expire_opening(now);
+            }
+        }
+    }
+
+    fn forget_answered(&mut self) {
+        while let Some((_, id)) = self.opening.front()
+            && !matches!(self.stream_state(*id), Some(StreamState::Opening(_)))
+        {
+            self.opening.pop_front();
+        }
+    }
+
+    fn expire_opening(&mut self, now: Instant) {
+        loop {
+            self.forget_answered();
+            match self.opening.front().copied() {
+                Some((deadline, id)) if deadline <= now => {
+                    let text = "OPEN was not answered in time";
+                    let error = RemoteError::new(codes::OPERATION_TIMEOUT, domains::STREAMS, text);
+                    self.fail(StreamId(id), error, StreamError::OpenTimeout(self.config.open_timeout));
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// The link ended; `reason` is how, in the words of whoever saw it. Without a CLOSE before, that is a loss.
+    pub fn handle_link_lost(&mut self, reason: &str) {
+        self.owed = Owed::default();
+        self.end(Err(SessionError::LinkLost(reason.to_owned())), None);
+    }
+
+    /// Asks the peer for a stream to `request.target`; `Event::Accepted` or `Event::Failed` follows.
+    ///
+    /// `request.window` is set to the configured window.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing was sent then.
+    pub fn open(&mut self, now: Instant, mut request: Open) -> Result<StreamId, OpenError> {
+        match self.state {
+            State::Established => {}
+            State::Draining => return Err(OpenError::Closing),
+            _ => return Err(OpenError::NotEstablished),
+        }
+        if request.target.len() > 255 || !is_valid_target(&request.target) {
+            return Err(OpenError::TargetName);
+        }
+        if !fit(&request.extensions) {
+            return Err(OpenError::Extensions);
+        }
+        if self.open_ours >= self.peer.max_streams {
+            return Err(OpenError::StreamLimit(self.peer.max_streams));
+        }
+        if !self.reserve_window() {
+            return Err(OpenError::MemoryBudget);
+        }
+        let id = self.next_id.ok_or(OpenError::IdsExhausted)?;
+        self.next_id = id.checked_add(2);
+        self.open_ours += 1;
+        self.forget_answered();
+        request.window = self.config.window;
+        request.priority = request.priority.min(PRIORITY_MAX);
+        let priority = u8::try_from(request.priority).unwrap_or_default();
+        let mut stream = Stream::new(StreamState::Opening(Some(Box::new(request))), true, priority, self.config.window);
+        stream.owed = owed::OPEN;
+        self.streams.insert(id, stream);
+        self.opening.push_back((now + self.config.open_timeout, id));
+        self.sync(id);
+        Ok(StreamId(id))
+    }
+
+    /// The stream `id`, to act upon; `None` when it is over or never was.
+    pub fn stream(&mut self, id: StreamId) -> Option<StreamMut<'_>> {
+        self.streams.contains_key(&id.0).then_some(StreamMut { session: self, id })
+    }
+
+    /// Says that no new streams will be opened or taken; the session ends when those open are over.
+    pub fn close(&mut self) {
+        match self.state {
+            State::Established => {
+                self.state = State::Draining;
+                self.owed.close = Some((close::DONE, 0, String::new()));
+                self.end_if_drained();
+            }
+            State::Draining | State::Closed(_) => {}
+            State::AwaitingHello | State::HelloSent | State::Legacy => self.end(Ok(()), None),
+        }
+    }
+
+    /// Ends the session at once, streams and all; `reason` is told to the peer.
+    pub fn shutdown(&mut self, reason: &str) {
+        self.end(Err(SessionError::Shutdown(reason.to_owned())), Some((close::SHUTDOWN, 0)));
+    }
+
+    /// Whether streams can be opened.
+    pub fn is_established(&self) -> bool {
+        self.state == State::Established
+    }
+
+    /// Whether the session has ended, and nothing is left to be sent: the link can be closed.
+    pub fn is_finished(&self) -> bool {
+        matches!(self.state, State::Closed(_)) && self.owed.is_empty()
+    }
+
+    /// Whether the session has ended. Its last packet may still be owed: see [`Session::is_finished`].
+    pub fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed(_))
+    }
+
+    /// Open streams, asked for or standing, of both sides.
+    pub fn stream_count(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Bytes that the peer may yet send on the streams that stand: the most that delivery can be behind.
+    pub fn granted(&self) -> u64 {
+        self.reserved
+    }
+
+    /// The last round trip measured by PING.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.liveness.round_trip()
+    }
+
+    /// The program whose procedures this session speaks.
+    pub fn program(&self) -> &ProgramId {
+        &self.config.program
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        self.events.push_back(event);
+    }
+
+    pub(super) fn stream_ref(&self, id: StreamId) -> Option<&Stream> {
+        self.streams.get(&id.0)
+    }
+
+    pub(super) fn stream_state(&self, id: u32) -> Option<&StreamState> {
+        self.streams.get(&id).map(|stream| &stream.state)
+    }
+
+    /// Whether the id was ever opened, by whichever side it belongs to.
+    pub(super) fn is_known(&self, id: u32) -> bool {
+        if self.side.owns_id(id) {
+            self.next_id.is_none_or(|next| id < next)
+        } else {
+            id != 0 && id <= self.peer_last_id
+        }
+    }
+
+    pub(super) fn reserve_window(&mut self) -> bool {
+        let sum = self.reserved.saturating_add(self.config.window);
+        let fits = sum <= self.config.memory_budget;
+        if fits {
+            self.reserved = sum;
+        }
+        fits
+    }
+
+    /// Every change of a stream goes through here, so that queues and counts follow it.
+    pub(super) fn change(
+        &mut self,
+        id: StreamId,
+        change: impl FnOnce(&mut Stream) -> Result<(), Misuse>,
+    ) -> Option<Result<(), Misuse>> {
+        let result = change(self.streams.get_mut(&id.0)?);
+        self.sync(id.0);
+        Some(result)
+    }
+
+    /// Brings the queues in line with what the stream owes and can send, and forgets it when it is over.
+    pub(super) fn sync(&mut self, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.owed != 0 && !stream.in_owed_queue {
+            stream.in_owed_queue = true;
+            self.owed.streams.push_back(id);
+        }
+        if stream.can_send() && !stream.in_schedule {
+            stream.in_schedule = true;
+            self.schedule.push(usize::from(stream.priority), id);
+        }
+        if stream.is_over() {
+            self.forget(id);
+        }
+    }
+
+    fn forget(&mut self, id: u32) {
+        let Some(stream) = self.streams.remove(&id) else { return };
+        // Nothing of it may stay behind: a peer that opens and resets while our link is blocked would fill the queues.
+        if stream.in_owed_queue {
+            self.owed.streams.retain(|queued| *queued != id);
+        }
+        if stream.in_schedule {
+            self.schedule.remove(usize::from(stream.priority), id);
+        }
+        match stream.state {
+            StreamState::Refused(_) if stream.receiving.window() == 0 => self.refusals -= 1,
+            _ if stream.ours => self.open_ours -= 1,
+            _ => self.open_theirs -= 1,
+        }
+        self.reserved -= stream.receiving.window();
+        if stream.is_open() {
+            self.event(Event::Over { id: StreamId(id), stats: stream.stats() });
+        }
+        self.end_if_drained();
+    }
+
+    /// Ends a stream by our own decision: tells the peer and the owner.
+    pub(super) fn fail(&mut self, id: StreamId, tell_peer: RemoteError, error: StreamError) {
+        let mut stats = StreamStats::default();
+        let _ = self.change(id, |stream| {
+            stats = stream.stats();
+            stream.reset(tell_peer);
+            Ok(())
+        });
+        self.event(Event::Failed { id, error, stats });
+    }
+
+    /// The peer broke a rule whose scope is the session. On a link without HELLO nothing is said to it.
+    pub(super) fn misbehaved(&mut self, rule: Rule, detail: String) -> SessionError {
+        let stands = matches!(self.state, State::Established | State::Draining);
+        let error = SessionError::PeerMisbehaved { rule, detail };
+        self.end(Err(error.clone()), stands.then_some((close::VIOLATION, rule.number())));
+        error
+    }
+
+    pub(super) fn end_if_drained(&mut self) {
+        if self.state == State::Draining && self.streams.is_empty() {
+            self.state = State::Closed(Ok(()));
+            self.event(Event::Closed(Ok(())));
+        }
+    }
+
+    /// Ends the session, once: the first cause stays. `say` is the code and rule of the CLOSE that tells the peer.
+    pub(super) fn end(&mut self, cause: Result<(), SessionError>, say: Option<(u32, u32)>) {
+        if matches!(self.state, State::Closed(_)) {
+            return;
+        }
+        let lost = match &cause {
+            Ok(()) => SessionError::Shutdown("the session ended".into()),
+            Err(error) => error.clone(),
+        };
+        for (id, stream) in std::mem::take(&mut self.streams) {
+            if !stream.has_failed() {
+                let error = StreamError::Session(lost.clone());
+                self.event(Event::Failed { id: StreamId(id), error, stats: stream.stats() });
+            }
+        }
+        self.opening.clear();
+        self.schedule.clear();
+        self.reserved = 0;
+        let text = cause.as_ref().err().map(|error| match error {
+            SessionError::PeerMisbehaved { detail, .. } => detail.clone(),
+            other => other.to_string(),
+        });
+        self.owed = Owed { close: say.map(|(code, rule)| (code, rule, text.unwrap_or_default())), ..Owed::default() };
+        self.state = State::Closed(cause.clone());
+        self.event(Event::Closed(cause));
+    }
+
+    /// The cause for ever after.
+    pub(super) fn closed(&self) -> Option<SessionError> {
+        match &self.state {
+            State::Closed(Err(error)) => Some(error.clone()),
+            State::Closed(Ok(())) => Some(SessionError::LinkLost("the session is closed".into())),
+            _ => None,
+        }
+    }
+
+    pub(super) fn hello_stands(&mut self) {
+        self.state = State::Established;
+        self.hello_deadline = None;
+    }
+}
+
+pub(super) fn fit(extensions: &[Extension]) -> bool {
+    extensions.len() <= EXTENSIONS_MAX && extensions.iter().all(|extension| extension.value.len() <= EXTENSION_LEN)
+}

@@ -1,0 +1,264 @@
+//! What the peer is owed: control packets first, then data by turn.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::receive::FEATURES;
+use super::schedule::QUANTUM;
+use super::session::Session;
+use super::stream::{State as StreamState, Stream, StreamId, owed};
+use crate::wire::{
+    BISTREAM_1, Body, Close, Credit, Finish, HEADER_LEN, Header, Hello, HelloReply, Limits, OpenReply, PacketType,
+    Ping, Procedure, ProgramId, RemoteError, Status, Stop, encode_packet,
+};
+
+/// Room that any one control packet fits into, in bytes.
+pub const CONTROL_MAX: usize = 32 * 1024;
+
+/// A stream's turn to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The stream.
+    pub id: StreamId,
+    /// The most bytes that it may send in its next packet.
+    pub max: usize,
+}
+
+/// Control packets owed to the peer: marks, not packets, so that they coalesce.
+#[derive(Debug, Default)]
+pub(super) struct Owed {
+    pub(super) hello: bool,
+    pub(super) hello_reply: Option<(u32, Result<(), RemoteError>)>,
+    /// The token of the latest PING.
+    pub(super) pong: Option<u64>,
+    pub(super) ping: bool,
+    /// Streams whose `owed` is not 0, each once; one that is over by now is passed over.
+    pub(super) streams: VecDeque<u32>,
+    /// Code, rule, text. After all else.
+    pub(super) close: Option<(u32, u32, String)>,
+}
+
+impl Owed {
+    pub(super) fn is_empty(&self) -> bool {
+        !self.hello
+            && self.hello_reply.is_none()
+            && self.pong.is_none()
+            && !self.ping
+            && self.streams.is_empty()
+            && self.close.is_none()
+    }
+}
+
+/// The front of what the caller offered, filled packet by packet.
+struct Out<'a> {
+    buf: &'a mut [u8],
+    len: usize,
+}
+
+impl Out<'_> {
+    /// False when it does not fit; nothing was written then.
+    fn put<T: Body>(&mut self, header: &Header, body: &T) -> bool {
+        let Some(room) = self.buf.get_mut(self.len..) else { return false };
+        match encode_packet(header, body, room) {
+            Some(len) => {
+                self.len += len;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl Session {
+    /// Puts control packets that are owed into the front of `out`; gives how many bytes. They must go onto the link in
+    /// this order, before anything that the session gives later.
+    ///
+    /// Call it before every `poll_grant` and until it gives 0. With [`CONTROL_MAX`] bytes of room at least one packet fits.
+    pub fn poll_control(&mut self, now: Instant, out: &mut [u8]) -> usize {
+        let mut out = Out { buf: out, len: 0 };
+        if self.put_session(now, &mut out) && self.put_streams(&mut out) {
+            self.put_close(&mut out);
+        }
+        out.len
+    }
+
+    /// Whether `poll_control` or `poll_grant` has something to give.
+    pub fn wants_to_send(&mut self) -> bool {
+        !self.owed.is_empty() || self.poll_grant().is_some()
+    }
+
+    /// The stream whose turn it is to send data, if one is ready and has credit. Answer it by the stream's `send`,
+    /// `blocked`, `finish` or `reset`: until then it stays the same.
+    pub fn poll_grant(&mut self) -> Option<Grant> {
+        loop {
+            let (class, id) = self.schedule.front()?;
+            match self.streams.get_mut(&id) {
+                Some(stream) if stream.can_send() => {
+                    if stream.turn == 0 {
+                        stream.turn = QUANTUM;
+                    }
+                    let max = self.grant_for(StreamId(id))?;
+                    return Some(Grant { id: StreamId(id), max: usize::try_from(max).unwrap_or(usize::MAX) });
+                }
+                Some(stream) => {
+                    stream.in_schedule = false;
+                    stream.turn = 0;
+                    self.schedule.remove_front(class);
+                }
+                None => self.schedule.remove_front(class),
+            }
+        }
+    }
+
+    /// What a stream may send in its next packet; `None` for nothing.
+    pub(super) fn grant_for(&self, id: StreamId) -> Option<u32> {
+        let stream = self.stream_ref(id).filter(|stream| stream.can_send())?;
+        let credit = u32::try_from(stream.sending.credit()).unwrap_or(u32::MAX);
+        Some(credit.min(self.peer.max_data).min(stream.turn)).filter(|max| *max > 0)
+    }
+
+    pub(super) fn on_sent(&mut self, id: StreamId, len: u32) {
+        let Some(stream) = self.streams.get_mut(&id.0) else { return };
+        stream.sending.sent(len);
+        stream.turn -= len;
+        stream.stats.packets_sent += 1;
+        stream.stats.stalls += u64::from(stream.sending.credit() == 0);
+        let (class, turn_over) = (usize::from(stream.priority), stream.turn == 0);
+        self.schedule.charge(class, len);
+        if turn_over {
+            self.schedule.rotate(class);
+        }
+    }
+
+    fn put_session(&mut self, now: Instant, out: &mut Out<'_>) -> bool {
+        let program = self.config.program;
+        if self.owed.hello {
+            let header = program.header(Procedure::Hello, PacketType::Call, 1, Status::Ok);
+            if !out.put(&header, &self.hello()) {
+                return false;
+            }
+            self.owed.hello = false;
+        }
+        if let Some((serial, answer)) = &self.owed.hello_reply {
+            let fits = match answer {
+                Ok(()) => {
+                    let header = program.header(Procedure::Hello, PacketType::Reply, *serial, Status::Ok);
+                    out.put(&header, &self.hello_reply())
+                }
+                Err(refusal) => {
+                    let header = program.header(Procedure::Hello, PacketType::Reply, *serial, Status::Error);
+                    out.put(&header, refusal)
+                }
+            };
+            if !fits {
+                return false;
+            }
+            self.owed.hello_reply = None;
+        }
+        if let Some(token) = self.owed.pong {
+            if !out.put(&message(&program, Procedure::Pong), &Ping { token }) {
+                return false;
+            }
+            self.owed.pong = None;
+        }
+        if self.owed.ping {
+            let token = self.liveness.ping(now);
+            if !out.put(&message(&program, Procedure::Ping), &Ping { token }) {
+                return false;
+            }
+            self.owed.ping = false;
+        }
+        true
+    }
+
+    fn put_streams(&mut self, out: &mut Out<'_>) -> bool {
+        let program = self.config.program;
+        while let Some(id) = self.owed.streams.front().copied() {
+            if let Some(stream) = self.streams.get_mut(&id) {
+                if !put_stream(&program, id, stream, out) {
+                    return false;
+                }
+                stream.in_owed_queue = false;
+            }
+            self.owed.streams.pop_front();
+            self.sync(id);
+        }
+        true
+    }
+
+    fn put_close(&mut self, out: &mut Out<'_>) {
+        // A graceful CLOSE may go at once; a fatal one comes alone, since `end` has cleared all else.
+        let Some((code, rule, text)) = self.owed.close.take() else { return };
+        let close = Close { code, rule, text };
+        if !out.put(&message(&self.config.program, Procedure::Close), &close) {
+            self.owed.close = Some((close.code, close.rule, close.text));
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { max_data: self.config.max_data, max_streams: self.config.max_streams }
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            min_version: BISTREAM_1,
+            max_version: BISTREAM_1,
+            offered: FEATURES,
+            needed: 0,
+            limits: self.limits(),
+            extensions: Vec::new(),
+        }
+    }
+
+    fn hello_reply(&self) -> HelloReply {
+        HelloReply { version: BISTREAM_1, features: FEATURES, limits: self.limits(), extensions: Vec::new() }
+    }
+}
+
+fn message(program: &ProgramId, procedure: Procedure) -> Header {
+    program.header(procedure, PacketType::Message, 0, Status::Ok)
+}
+
+/// Puts what one stream owes, lowest bit first; false when the rest does not fit.
+fn put_stream(program: &ProgramId, id: u32, stream: &mut Stream, out: &mut Out<'_>) -> bool {
+    while stream.owed != 0 {
+        let bit = 1 << stream.owed.trailing_zeros();
+        let data = |status| program.header(Procedure::Data, PacketType::Stream, id, status);
+        let reply = |status| program.header(Procedure::Open, PacketType::Reply, id, status);
+        let fits = match (bit, &mut stream.state) {
+            (owed::OPEN, StreamState::Opening(request)) => match request {
+                Some(open) => {
+                    let fits = out.put(&program.header(Procedure::Open, PacketType::Call, id, Status::Ok), &**open);
+                    if fits {
+                        *request = None;
+                    }
+                    fits
+                }
+                None => true,
+            },
+            (owed::REPLY, StreamState::Refused(error)) => out.put(&reply(Status::Error), &**error),
+            (owed::REPLY, _) => {
+                let window = stream.receiving.limit();
+                out.put(&reply(Status::Ok), &OpenReply { window, extensions: Vec::new() })
+            }
+            (owed::RESET, StreamState::Reset(error)) => out.put(&data(Status::Error), &**error),
+            (owed::CREDIT, _) => {
+                // Room first: what CREDIT says counts as said.
+                let fits = out.buf.len() - out.len >= HEADER_LEN + 20;
+                if fits {
+                    let (consumed, limit) = stream.receiving.take_credit();
+                    out.put(&message(program, Procedure::Credit), &Credit { stream: id, consumed, limit });
+                }
+                fits
+            }
+            (owed::STOP, _) => out.put(&message(program, Procedure::Stop), &Stop { stream: id }),
+            (owed::FINISH, _) => out.put(&data(Status::Ok), &Finish { offset: stream.sending.offset }),
+            _ => true,
+        };
+        if !fits {
+            return false;
+        }
+        stream.owed &= !bit;
+    }
+    true
+}
