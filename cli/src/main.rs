@@ -1,2 +1,39 @@
-//! The operator's tool.
-fn main() {}
+//! The operator's tool: two-way streams over one connection, for migrations with unmodified libvirt and QEMU.
+
+mod args;
+mod demo;
+mod forward;
+mod running;
+mod serve;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match cli.verbose {
+        0 => log::LevelFilter::Warn,
+        1 => log::LevelFilter::Info,
+        _ => log::LevelFilter::Trace,
+    };
+    env_logger::Builder::new()
+        .filter_level(level)
+        .format(|out, record| writeln!(out, "virbistream: {}", record.args()))
+        .init();
+    let result = match &cli.command {
+        Command::Serve(args) => serve::run(args).map_err(|error| error.to_string()),
+        Command::Forward(args) => forward::run(args).map_err(|error| error.to_string()),
+        Command::Demo(args) => demo::run(args).map_err(|error| error.to_string()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            let _ = writeln!(std::io::stderr(), "virbistream: {sentence}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! What the command line can say.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use bytesize::ByteSize;
+use clap::{ArgAction, Args, Parser, Subcommand};
+use virbistream::io::{Address, Permissions};
+use virbistream::proto::Config;
+
+use crate::demo::DemoArgs;
+
+/// Carries many two-way streams over one connection: the disks and the memory of a live migration.
+#[derive(Debug, Parser)]
+#[command(name = "virbistream", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Say what happens on stderr; twice, say more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Offer targets, UNIX sockets of this host, to who connects
+    Serve(ServeArgs),
+    /// Listen on UNIX sockets, and carry each connection to a target of the peer
+    Forward(ForwardArgs),
+    /// Move disks and memory between two ends on this machine, and verify every byte
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Where to listen: tcp://HOST:PORT or unix:PATH; can be given more than once
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    pub(crate) listen: Vec<Address>,
+    /// A socket that peers may reach, and its name; it is dialled when a stream to it is opened
+    #[arg(long, value_name = "NAME=unix:PATH", required = true)]
+    pub(crate) target: Vec<Target>,
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ForwardArgs {
+    /// The `virbistream serve` to connect to: tcp://HOST:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) peer: Address,
+    /// A socket to listen on, and the peer's target that its connections go to
+    #[arg(long, value_name = "NAME=PATH", required = true)]
+    pub(crate) socket: Vec<Source>,
+    /// When the session is lost, keep listening and connect again
+    #[arg(long)]
+    pub(crate) reconnect: bool,
+    #[command(flatten)]
+    pub(crate) permissions: SocketArgs,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SocketArgs {
+    /// The mode of the UNIX sockets listened on, octal
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    socket_mode: Option<u32>,
+    /// The owner of the UNIX sockets listened on, by name or number
+    #[arg(long, value_name = "USER[:GROUP]")]
+    socket_owner: Option<Owner>,
+}
+
+impl SocketArgs {
+    pub(crate) fn permissions(&self) -> Permissions {
+        let owner = self.socket_owner.unwrap_or_default();
+        Permissions { mode: self.socket_mode, user: owner.user, group: owner.group }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SessionArgs {
+    /// Bytes of each stream that the peer may be ahead of delivery
+    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    window: ByteSize,
+    /// Bytes that the windows of a session may add up to
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    memory: ByteSize,
+    /// Streams that the peer may have open at once
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    max_streams: u32,
+    /// Seconds that streams have to finish after SIGTERM or SIGINT; a second signal waits no more
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) drain: u64,
+}
+
+impl SessionArgs {
+    pub(crate) fn config(&self) -> Config {
+        Config {
+            window: self.window.as_u64(),
+            memory_budget: self.memory.as_u64(),
+            max_streams: self.max_streams,
+            ..Config::default()
+        }
+    }
+}
+
+/// `NAME=unix:PATH`
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+}
+
+/// `NAME=PATH`
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) name: String,
+    pub(crate) address: Address,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, address) = named(text, "NAME=unix:PATH")?;
+        match address.parse().map_err(|error| format!("{error}"))? {
+            Address::Unix(path) => Ok(Self { name, path }),
+            Address::Tcp { .. } => Err("a target is a UNIX socket: write NAME=unix:PATH".into()),
+        }
+    }
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, path) = named(text, "NAME=PATH")?;
+        let path = path.strip_prefix("unix:").unwrap_or(path);
+        let address = format!("unix:{path}").parse().map_err(|error| format!("{error}"))?;
+        Ok(Self { name, address })
+    }
+}
+
+fn named<'a>(text: &'a str, form: &str) -> Result<(String, &'a str), String> {
+    let (name, rest) = text.split_once('=').ok_or_else(|| format!("write {form}"))?;
+    if name.len() > 255 || !virbistream::wire::is_valid_target(name) {
+        return Err("a target's name has 1 to 255 bytes and no control characters".into());
+    }
+    Ok((name.into(), rest))
+}
+
+/// `USER[:GROUP]`, each a name or a number.
+#[derive(Clone, Copy, Debug, Default)]
+struct Owner {
+    user: Option<u32>,
+    group: Option<u32>,
+}
+
+impl FromStr for Owner {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        let user = if user.is_empty() { None } else { Some(user_id(user)?) };
+        Ok(Self { user, group: group.map(group_id).transpose()? })
+    }
+}
+
+fn user_id(user: &str) -> Result<u32, String> {
+    if let Ok(number) = user.parse() {
+        return Ok(number);
+    }
+    match nix::unistd::User::from_name(user) {
+        Ok(Some(found)) => Ok(found.uid.as_raw()),
+        Ok(None) => Err(format!("no user `{user}`")),
+        Err(error) => Err(format!("user `{user}`: {error}")),
+    }
+}
+
+fn group_id(group: &str) -> Result<u32, String> {
+    if let Ok(number) = group.parse() {
+        return Ok(number);
+    }
+    match nix::unistd::Group::from_name(group) {
+        Ok(Some(found)) => Ok(found.gid.as_raw()),
+        Ok(None) => Err(format!("no group `{group}`")),
+        Err(error) => Err(format!("group `{group}`: {error}")),
+    }
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| "write an octal mode, 0600 say".into())
+}

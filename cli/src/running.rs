@@ -1,0 +1,146 @@
+//! A dispatcher on its thread, and what reaches the command that runs it: reports, signals, the end.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use thiserror::Error;
+use virbistream::io::{Address, Dispatcher, Handle, Listener, Permissions, Report};
+
+/// Why a command failed, in one sentence.
+#[derive(Debug, Error)]
+pub(crate) enum Error {
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: Address, source: io::Error },
+    #[error("cannot connect to {peer}: {source}")]
+    Connect { peer: Address, source: io::Error },
+    #[error("{peer} speaks libvirt's RPC but not BiStream (it answered: {answer}); run `virbistream serve` there")]
+    Legacy { peer: Address, answer: String },
+    #[error("the session with {peer} is over: {cause}")]
+    SessionEnded { peer: Address, cause: String },
+    #[error("two targets are named `{0}`")]
+    SameName(String),
+    #[error("{0} streams were cut when the time to drain had passed")]
+    Cut(usize),
+    #[error("the event loop failed: {0}")]
+    System(#[from] io::Error),
+}
+
+/// What reaches a running command.
+#[derive(Debug)]
+pub(crate) enum News {
+    Report(Report),
+    /// SIGTERM or SIGINT.
+    Signal,
+    /// The dispatcher is over.
+    Ended(io::Result<()>),
+    /// The time given has passed.
+    Nothing,
+}
+
+pub(crate) struct Running {
+    handle: Handle,
+    news: Receiver<News>,
+}
+
+impl Running {
+    pub(crate) fn start() -> Result<Self, Error> {
+        let (sender, news) = mpsc::channel();
+        let reports = sender.clone();
+        let dispatcher = Dispatcher::new(move |report| {
+            log(&report);
+            let _ = reports.send(News::Report(report));
+        })?;
+        let handle = dispatcher.handle();
+        let mut signals = Signals::new([SIGTERM, SIGINT])?;
+        let signalled = sender.clone();
+        thread::spawn(move || signals.forever().take_while(|_| signalled.send(News::Signal).is_ok()).for_each(drop));
+        thread::spawn(move || sender.send(News::Ended(dispatcher.run())));
+        Ok(Self { handle, news })
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// What comes next, or `Nothing` once `until` has passed.
+    pub(crate) fn next(&self, until: Option<Instant>) -> News {
+        let received = match until {
+            None => self.news.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(until) => self.news.recv_timeout(until.saturating_duration_since(Instant::now())),
+        };
+        match received {
+            Ok(news) => news,
+            Err(RecvTimeoutError::Timeout) => News::Nothing,
+            Err(RecvTimeoutError::Disconnected) => News::Ended(Ok(())),
+        }
+    }
+
+    /// Lets everything finish, for at most this long or until another signal; then cuts what is left.
+    pub(crate) fn drain(self, patience: Duration) -> Result<(), Error> {
+        log::info!("draining");
+        self.handle.drain();
+        let deadline = Instant::now() + patience;
+        let mut cutting = false;
+        let mut cut = 0;
+        loop {
+            match self.next((!cutting).then_some(deadline)) {
+                News::Signal | News::Nothing if !cutting => {
+                    cutting = true;
+                    self.handle.shutdown("the operator ended it");
+                }
+                News::Report(Report::StreamEnded { cause: Err(_), .. }) if cutting => cut += 1,
+                News::Ended(result) => {
+                    result?;
+                    return if cut == 0 { Ok(()) } else { Err(Error::Cut(cut)) };
+                }
+                News::Report(_) | News::Signal | News::Nothing => {}
+            }
+        }
+    }
+}
+
+pub(crate) fn bind(address: &Address, permissions: Permissions) -> Result<Listener, Error> {
+    let listener =
+        Listener::bind(address, permissions).map_err(|source| Error::Listen { address: address.clone(), source })?;
+    log::info!("listening on {}", listener.address());
+    Ok(listener)
+}
+
+/// Tells a program that waits for us that we are there.
+pub(crate) fn say_ready() {
+    use std::io::Write;
+    let mut stdout = io::stdout();
+    // Who started us may not read it: no reason to fail.
+    let _ = writeln!(stdout, "ready").and_then(|()| stdout.flush());
+}
+
+fn log(report: &Report) {
+    match report {
+        Report::LinkAccepted { session, peer } => log::info!("session {session}: link accepted from {peer}"),
+        Report::Established { session, version, limits } => log::info!(
+            "session {session}: BiStream {version}, {} streams, {} bytes a packet",
+            limits.max_streams,
+            limits.max_data
+        ),
+        Report::Legacy { session, error } => log::info!("session {session}: a legacy peer: {error}"),
+        Report::SessionEnded { session, cause: Ok(()) } => log::info!("session {session}: closed"),
+        Report::SessionEnded { session, cause: Err(cause) } => log::warn!("session {session}: {cause}"),
+        Report::StreamOpened { session, id, target } => log::info!("session {session}: stream {id} to `{target}`"),
+        Report::StreamRefused { session, target, reason } => {
+            log::warn!("session {session}: no stream to `{target}`: {reason}");
+        }
+        Report::StreamEnded { session, id, target, cause, stats } => {
+            let bytes = format!("{} bytes sent, {} received", stats.sent, stats.received);
+            match cause {
+                Ok(()) => log::info!("session {session}: stream {id} to `{target}` done, {bytes}"),
+                Err(cause) => log::warn!("session {session}: stream {id} to `{target}` failed, {bytes}: {cause}"),
+            }
+        }
+        Report::AcceptFailed { reason, .. } => log::warn!("a connection cannot be accepted: {reason}"),
+        _ => {}
+    }
+}

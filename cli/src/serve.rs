@@ -1,0 +1,34 @@
+//! `virbistream serve`: offers targets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use virbistream::io::{SessionOptions, UnixTargets};
+
+use crate::args::ServeArgs;
+use crate::running::{Error, News, Running, bind, say_ready};
+
+pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
+    let mut targets = UnixTargets::new();
+    for target in &args.target {
+        if !targets.insert(&target.name, &target.path) {
+            return Err(Error::SameName(target.name.clone()));
+        }
+    }
+    let options =
+        SessionOptions { config: args.session.config(), targets: Arc::new(targets), ..SessionOptions::default() };
+    let running = Running::start()?;
+    let listeners =
+        args.listen.iter().map(|address| bind(address, args.socket.permissions())).collect::<Result<Vec<_>, _>>()?;
+    for listener in listeners {
+        running.handle().listen(listener, options.clone());
+    }
+    say_ready();
+    loop {
+        match running.next(None) {
+            News::Signal => return running.drain(Duration::from_secs(args.session.drain)),
+            News::Ended(result) => return Ok(result?),
+            News::Report(_) | News::Nothing => {}
+        }
+    }
+}
