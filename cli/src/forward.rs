@@ -19,7 +19,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 const PRIORITY: u32 = 2;
 
 pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
-    let running = Running::start()?;
+    let running = Running::start(log::Level::Info)?;
     let permissions = args.permissions.permissions();
     let listeners =
         args.socket.iter().map(|source| bind(&source.address, permissions)).collect::<Result<Vec<_>, _>>()?;

@@ -47,11 +47,12 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start() -> Result<Self, Error> {
+    /// `session_failed`: how loud it is when a session fails; a command that ends with it says so itself.
+    pub(crate) fn start(session_failed: log::Level) -> Result<Self, Error> {
         let (sender, news) = mpsc::channel();
         let reports = sender.clone();
         let dispatcher = Dispatcher::new(move |report| {
-            log(&report);
+            log(&report, session_failed);
             let _ = reports.send(News::Report(report));
         })?;
         let handle = dispatcher.handle();
@@ -118,7 +119,7 @@ pub(crate) fn say_ready() {
     let _ = writeln!(stdout, "ready").and_then(|()| stdout.flush());
 }
 
-fn log(report: &Report) {
+fn log(report: &Report, session_failed: log::Level) {
     match report {
         Report::LinkAccepted { session, peer } => log::info!("session {session}: link accepted from {peer}"),
         Report::Established { session, version, limits } => log::info!(
@@ -128,7 +129,9 @@ fn log(report: &Report) {
         ),
         Report::Legacy { session, error } => log::info!("session {session}: a legacy peer: {error}"),
         Report::SessionEnded { session, cause: Ok(()) } => log::info!("session {session}: closed"),
-        Report::SessionEnded { session, cause: Err(cause) } => log::warn!("session {session}: {cause}"),
+        Report::SessionEnded { session, cause: Err(cause) } => {
+            log::log!(session_failed, "session {session}: {cause}");
+        }
         Report::StreamOpened { session, id, target } => log::info!("session {session}: stream {id} to `{target}`"),
         Report::StreamRefused { session, target, reason } => {
             log::warn!("session {session}: no stream to `{target}`: {reason}");

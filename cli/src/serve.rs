@@ -17,7 +17,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
     }
     let options =
         SessionOptions { config: args.session.config(), targets: Arc::new(targets), ..SessionOptions::default() };
-    let running = Running::start()?;
+    let running = Running::start(log::Level::Warn)?;
     let listeners =
         args.listen.iter().map(|address| bind(address, args.socket.permissions())).collect::<Result<Vec<_>, _>>()?;
     for listener in listeners {

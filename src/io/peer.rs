@@ -24,7 +24,7 @@ const TURN: usize = 1 << 20;
 /// Room worth reading a source into, beside the header.
 const LEAST_ROOM: usize = 4096;
 
-/// How long a link that we ended is read on, so that the peer gets our last packet before the socket is closed.
+/// How long a link outlives its session, so that the peer gets our last packet before the socket is closed.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// What a peer needs of its dispatcher, for the length of a call.
@@ -75,6 +75,8 @@ struct Dialling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Running,
+    /// The session is over; its last packet is on its way out, until the deadline.
+    Flushing(Instant),
     /// Our side is shut; the peer's is read until it is too, or the deadline.
     Lingering(Instant),
     Gone,
@@ -104,7 +106,7 @@ impl Peer {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let dialling = self.dialling.iter().map(|dialling| dialling.again);
         let linger = match self.phase {
-            Phase::Lingering(deadline) => Some(deadline),
+            Phase::Flushing(deadline) | Phase::Lingering(deadline) => Some(deadline),
             Phase::Running | Phase::Gone => None,
         };
         self.session.poll_timeout().into_iter().chain(dialling).chain(linger).min()
@@ -413,7 +415,7 @@ impl Peer {
 
     /// True when it stopped at its budget.
     fn transmit(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.phase != Phase::Running {
+        if matches!(self.phase, Phase::Lingering(_) | Phase::Gone) {
             return false;
         }
         let mut budget = TURN;
@@ -492,14 +494,17 @@ impl Peer {
         }
     }
 
-    /// Once the session is over and its last packet is out: shut our side, wait for the peer's.
+    /// Once the session is over: get its last packet out, shut our side, wait for the peer's.
     fn end_if_finished(&mut self, now: Instant) {
+        if self.phase == Phase::Running && self.session.is_closed() {
+            self.phase = Phase::Flushing(now + LINGER);
+        }
         match self.phase {
-            Phase::Running if self.session.is_finished() && !self.link.is_writing() => {
+            Phase::Flushing(deadline) | Phase::Lingering(deadline) if deadline <= now => self.phase = Phase::Gone,
+            Phase::Flushing(deadline) if self.session.is_finished() && !self.link.is_writing() => {
                 self.link.shutdown_write();
-                self.phase = Phase::Lingering(now + LINGER);
+                self.phase = Phase::Lingering(deadline);
             }
-            Phase::Lingering(deadline) if deadline <= now => self.phase = Phase::Gone,
             _ => {}
         }
     }
