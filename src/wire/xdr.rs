@@ -109,24 +109,39 @@ macro_rules! body {
 }
 pub(super) use body;
 
-/// What a body is unpacked from: a slice that ends with an error.
+/// What a body is unpacked from: a slice that notes its first fault and reads as zeroes from there on.
 ///
-/// std's `Read` for slices says `Ok(0)` at the end, and xdr-codec then loops without end (`opaque[16]`) or takes
-/// short data for whole (`opaque<N>`).
+/// So a bad body costs no error of xdr-codec's, which takes a backtrace, megabytes of it the first time, wherever
+/// `RUST_BACKTRACE` is set; [`decode_whole`] looks for the fault. After one, lists and strings are empty: there is no end
+/// to run after.
 pub(super) struct Strict<'a> {
     rest: &'a [u8],
+    fault: Option<BodyError>,
 }
 
 impl Read for Strict<'_> {
+    /// Ends with an error where std's reader of slices says `Ok(0)`, with which xdr-codec loops without end (`opaque[16]`)
+    /// or takes short data for whole (`opaque<N>`). What is here does not use it.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.rest.is_empty() && !buf.is_empty() {
+            self.note(BodyError::Truncated);
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.rest.read(buf)
     }
 
     fn read_exact(&mut self, buf: &mut [u8]) -> io::Result<()> {
-        self.rest.read_exact(buf)
+        match self.rest.split_at_checked(buf.len()) {
+            Some((bytes, rest)) => {
+                buf.copy_from_slice(bytes);
+                self.rest = rest;
+            }
+            None => {
+                self.note(BodyError::Truncated);
+                buf.fill(0);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -138,28 +153,50 @@ impl<'a> Strict<'a> {
         Ok((value, before - self.rest.len()))
     }
 
-    /// `len` bytes and their padding, of a length that is known (`opaque[len]`).
-    pub(super) fn fixed(&mut self, len: usize) -> XdrResult<&'a [u8]> {
-        let (bytes, rest) = self.rest.split_at_checked(len).ok_or_else(truncated)?;
-        let (padding, rest) = rest.split_at_checked(xdr_codec::padding(len).len()).ok_or_else(truncated)?;
-        if padding.iter().any(|&byte| byte != 0) {
-            return Err(fault(BodyError::Padding));
+    /// Notes what is wrong, where nothing was before.
+    #[cold]
+    pub(super) fn note(&mut self, fault: BodyError) {
+        self.fault.get_or_insert(fault);
+        self.rest = &[];
+    }
+
+    /// A bool, or the mark of an optional value: 0 or 1.
+    pub(super) fn flag(&mut self) -> XdrResult<bool> {
+        let word: u32 = xdr_codec::unpack(self)?;
+        if word > 1 {
+            self.note(BodyError::Bool(word));
         }
-        self.rest = rest;
-        Ok(bytes)
+        Ok(word == 1)
+    }
+
+    /// `len` bytes and their padding, of a length that is known (`opaque[len]`), in place.
+    pub(super) fn fixed(&mut self, len: usize) -> &'a [u8] {
+        let padded = self.rest.split_at_checked(len).and_then(|(bytes, rest)| {
+            let (padding, rest) = rest.split_at_checked(xdr_codec::padding(len).len())?;
+            Some((bytes, padding, rest))
+        });
+        match padded {
+            Some((bytes, padding, rest)) if padding.iter().all(|&byte| byte == 0) => {
+                self.rest = rest;
+                return bytes;
+            }
+            Some(_) => self.note(BodyError::Padding),
+            None => self.note(BodyError::Truncated),
+        }
+        &[]
     }
 
     /// At most `max` bytes and their padding (`opaque<max>`, `string<max>`), in place.
     pub(super) fn flex(&mut self, what: &'static str, max: usize) -> XdrResult<&'a [u8]> {
         let len = self.length(what, max)?;
-        self.fixed(len)
+        Ok(self.fixed(len))
     }
 
     /// At most `max` elements (`T<max>`).
     pub(super) fn list<T: Unpack<Self>>(&mut self, what: &'static str, max: usize) -> XdrResult<Vec<T>> {
         let len = self.length(what, max)?;
         let mut list = Vec::with_capacity(len);
-        for _ in 0..len {
+        while list.len() < len && self.fault.is_none() {
             list.push(xdr_codec::unpack(self)?);
         }
         Ok(list)
@@ -168,19 +205,11 @@ impl<'a> Strict<'a> {
     fn length(&mut self, what: &'static str, max: usize) -> XdrResult<usize> {
         let len: u32 = xdr_codec::unpack(self)?;
         if len as usize > max {
-            return Err(fault(BodyError::TooLong { what, len, max: length_word(max) }));
+            self.note(BodyError::TooLong { what, len, max: length_word(max) });
+            return Ok(0);
         }
         Ok(len as usize)
     }
-}
-
-/// An error of ours, on its way through xdr-codec to [`decode_whole`].
-pub(super) fn fault(error: BodyError) -> XdrError {
-    io::Error::other(error).into()
-}
-
-fn truncated() -> XdrError {
-    io::Error::from(io::ErrorKind::UnexpectedEof).into()
 }
 
 /// Packs `text`, cut at `max` bytes or at the last character that ends before.
@@ -204,11 +233,14 @@ pub(super) const fn length_word(bound: usize) -> u32 {
 }
 
 pub(super) fn decode_whole<'a, T: Unpack<Strict<'a>>>(bytes: &'a [u8]) -> Result<T, BodyError> {
-    let mut input = Strict { rest: bytes };
-    let value = xdr_codec::unpack(&mut input).map_err(|error| body_error(&error))?;
-    match input.rest.len() {
-        0 => Ok(value),
-        extra => Err(BodyError::Trailing { extra }),
+    let mut input = Strict { rest: bytes, fault: None };
+    let value = xdr_codec::unpack(&mut input);
+    match (value, input) {
+        (_, Strict { fault: Some(fault), .. }) => Err(fault),
+        (Ok(value), Strict { rest: [], .. }) => Ok(value),
+        (Ok(_), Strict { rest, .. }) => Err(BodyError::Trailing { extra: rest.len() }),
+        // No field of ours makes an error of xdr-codec's own.
+        (Err(_), _) => Err(BodyError::Value { what: "a field" }),
     }
 }
 
@@ -217,16 +249,4 @@ pub(super) fn encode_whole<W: Write, T: Pack<W>>(body: &T, out: &mut W) -> io::R
         ErrorKind::IOError(error) => error,
         other => io::Error::new(io::ErrorKind::InvalidInput, other.to_string()),
     })
-}
-
-#[cold]
-fn body_error(error: &XdrError) -> BodyError {
-    match error.kind() {
-        ErrorKind::IOError(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-            Some(ours) => BodyError::clone(ours),
-            None => BodyError::Truncated,
-        },
-        ErrorKind::InvalidEnum(value) => BodyError::Bool(value.cast_unsigned()),
-        _ => BodyError::Value { what: "a field" },
-    }
 }

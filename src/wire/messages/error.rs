@@ -164,7 +164,7 @@ impl Unpack<Strict<'_>> for RemoteError {
             let domain = unpack(input)?;
             let message = optional_text(input)?.unwrap_or_default();
             let level = unpack(input)?;
-            if unpack(input)? {
+            if input.flag()? {
                 named(input)?;
                 let _id: i32 = unpack(input)?;
             }
@@ -179,7 +179,7 @@ impl Unpack<Strict<'_>> for RemoteError {
                 int1: unpack(input)?,
                 int2: unpack(input)?,
             };
-            if unpack(input)? {
+            if input.flag()? {
                 named(input)?;
             }
             Ok(error)
@@ -197,7 +197,7 @@ impl<Out: Write> Pack<Out> for Cut<'_> {
 }
 
 fn optional_text(input: &mut Strict<'_>) -> XdrResult<Option<String>> {
-    if !unpack(input)? {
+    if !input.flag()? {
         return Ok(None);
     }
     let bytes = input.flex("error text", ERROR_TEXT_MAX)?;
@@ -207,6 +207,6 @@ fn optional_text(input: &mut Strict<'_>) -> XdrResult<Option<String>> {
 /// The name and UUID of a domain or network, passed over.
 fn named(input: &mut Strict<'_>) -> XdrResult<()> {
     input.flex("name", ERROR_NAME_MAX)?;
-    input.fixed(UUID_LEN)?;
+    input.fixed(UUID_LEN);
     Ok(())
 }

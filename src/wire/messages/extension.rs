@@ -38,7 +38,7 @@ impl Unpack<Strict<'_>> for Extension {
         input.counted(|input| {
             Ok(Self {
                 kind: unpack(input)?,
-                needed: unpack(input)?,
+                needed: input.flag()?,
                 value: input.flex("extension", EXTENSION_LEN)?.to_vec(),
             })
         })

@@ -4,7 +4,7 @@ use xdr_codec::{Pack, Result as XdrResult, Unpack, Write, pack_string, unpack};
 
 use super::extension::{Extension, LIST_LEN, pack_list, unpack_list};
 use crate::wire::BodyError;
-use crate::wire::xdr::{Strict, body, fault, flex_len};
+use crate::wire::xdr::{Strict, body, flex_len};
 
 /// Bytes that a target name may have (`BS_TARGET_MAX`).
 pub const TARGET_MAX: usize = 255;
@@ -60,8 +60,10 @@ impl<Out: Write> Pack<Out> for Open {
 impl Unpack<Strict<'_>> for Open {
     fn unpack(input: &mut Strict<'_>) -> XdrResult<(Self, usize)> {
         input.counted(|input| {
-            let target =
-                std::str::from_utf8(input.flex("target name", TARGET_MAX)?).map_err(|_| fault(BodyError::Utf8))?;
+            let target = std::str::from_utf8(input.flex("target name", TARGET_MAX)?).unwrap_or_else(|_| {
+                input.note(BodyError::Utf8);
+                ""
+            });
             Ok(Self {
                 target: target.to_owned(),
                 kind: unpack(input)?,
