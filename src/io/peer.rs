@@ -292,7 +292,7 @@ impl Peer {
         if let Some(stream) = self.session.stream(id) {
             stream.reset(remote.clone());
         }
-        self.end_channel(cx, id, Err(StreamError::Local(remote)), stats);
+        self.end_channel(cx, id, Err(StreamError::Local(Box::new(remote))), stats);
     }
 
     fn stats(&mut self, id: StreamId) -> StreamStats {

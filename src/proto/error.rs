@@ -18,10 +18,10 @@ pub enum SessionError {
     },
     /// A BiStream peer refused our HELLO: no version or feature in common, or we may not. The error says which.
     #[error("the peer refused the session: {0}")]
-    Refused(RemoteError),
+    Refused(Box<RemoteError>),
     /// We refused the peer's HELLO, with this error.
     #[error("the peer's HELLO was refused: {0}")]
-    RefusedPeer(RemoteError),
+    RefusedPeer(Box<RemoteError>),
     /// The peer ended the session and says why; the cause is on its side or in what we sent.
     #[error("the peer closed the session: {}", close_text(*.code, *.rule, .text))]
     PeerClosed {
@@ -60,10 +60,10 @@ fn close_text(code: u32, rule: u32, text: &str) -> String {
 pub enum StreamError {
     /// The peer refused our OPEN; the error says why, an errno of its in `int1`.
     #[error("the peer refused the stream: {0}")]
-    Refused(RemoteError),
+    Refused(Box<RemoteError>),
     /// The peer reset the stream; the error is its cause.
     #[error("the peer reset the stream: {0}")]
-    Reset(RemoteError),
+    Reset(Box<RemoteError>),
     /// The peer broke a rule whose scope is the stream; we reset it.
     #[error("the peer broke {0}")]
     PeerMisbehaved(Rule),
@@ -72,7 +72,7 @@ pub enum StreamError {
     OpenTimeout(Duration),
     /// Our own side reset it.
     #[error("{0}")]
-    Local(RemoteError),
+    Local(Box<RemoteError>),
     /// The session ended under it.
     #[error("{0}")]
     Session(SessionError),

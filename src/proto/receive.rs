@@ -287,7 +287,7 @@ impl Session {
                 Ok(())
             }
             Err(refusal) => {
-                let error = SessionError::RefusedPeer(refusal.clone());
+                let error = SessionError::RefusedPeer(Box::new(refusal.clone()));
                 self.end(Err(error.clone()), None);
                 self.owed.hello_reply = Some((serial, Err(refusal)));
                 Err(error)
@@ -319,7 +319,7 @@ impl Session {
             self.event(Event::Legacy(error));
             return Ok(());
         }
-        let error = SessionError::Refused(error);
+        let error = SessionError::Refused(Box::new(error));
         self.end(Err(error.clone()), None);
         Err(error)
     }
@@ -421,7 +421,7 @@ impl Session {
     fn on_open_refused(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
         let error: RemoteError = self.body(body)?;
         if self.is_reply_awaited(id)? {
-            self.ended_by_peer(id, StreamError::Refused(error));
+            self.ended_by_peer(id, StreamError::Refused(Box::new(error)));
         }
         Ok(())
     }
@@ -452,7 +452,7 @@ impl Session {
             None => self.check_known(id),
             Some(StreamState::Refused(_) | StreamState::Reset(_)) => Ok(()),
             Some(_) => {
-                self.ended_by_peer(id, StreamError::Reset(error));
+                self.ended_by_peer(id, StreamError::Reset(Box::new(error)));
                 Ok(())
             }
         }
