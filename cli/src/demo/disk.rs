@@ -68,3 +68,47 @@ impl Disk {
         Ok((images::allocated(&self.source)?, images::allocated(&self.copy)?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    const SIZE: u64 = 8 << 20;
+
+    fn copied(scratch: &Scratch, progress: &Progress) -> Disk {
+        let disk = Disk::make(0, SIZE, scratch, progress).expect("an image");
+        let socket = scratch.join("socket");
+        let server =
+            nbd::Server::bind(&socket, vec![disk.export().expect("a descriptor")]).expect("the server listens");
+        let connection = disk.connect(&socket).expect("the server listens");
+        disk.copy(connection, progress).expect("copied");
+        drop(server);
+        disk
+    }
+
+    #[test]
+    fn a_true_copy_is_verified() {
+        let (scratch, progress) = (Scratch::new().expect("a directory"), Progress::new());
+        copied(&scratch, &progress).verify(&progress).expect("nothing differs");
+    }
+
+    #[test]
+    fn one_flipped_bit_fails_loudly() {
+        let (scratch, progress) = (Scratch::new().expect("a directory"), Progress::new());
+        let disk = copied(&scratch, &progress);
+        let mut byte = [0];
+        disk.copy.read_exact_at(&mut byte, 5_000_001).expect("readable");
+        disk.copy.write_all_at(&[byte[0] ^ 0x80], 5_000_001).expect("writable");
+        let error = disk.verify(&progress).expect_err("a bit was flipped");
+        assert_eq!(error.to_string(), "disk0 was copied wrongly: source and copy differ at byte 5000001");
+    }
+
+    #[test]
+    fn what_was_never_copied_fails_loudly() {
+        let (scratch, progress) = (Scratch::new().expect("a directory"), Progress::new());
+        let disk = Disk::make(0, SIZE, &scratch, &progress).expect("an image");
+        assert!(matches!(disk.verify(&progress), Err(Error::Differs { .. })));
+    }
+}

@@ -134,3 +134,13 @@ fn allocated(disks: &[Disk]) -> io::Result<(u64, u64)> {
         Ok((sources + source, copies + copy))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_demo_runs() {
+        run(&DemoArgs { disks: 2, size: 8 }).expect("every byte is the same");
+    }
+}

@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use virbistream::proto::StreamStats;
+
+/// Where there are no bars, a task has a line this often, and one in the end.
+const LINES: Duration = Duration::from_secs(5);
 
 const BAR: &str = "{prefix:<16} [{bar:30}] {bytes:>10} of {total_bytes:<10} {binary_bytes_per_sec:>12}";
 
@@ -26,7 +29,7 @@ impl Progress {
     pub(crate) fn task(&self, name: String, bytes: u64) -> Task {
         match &self.bars {
             Some(bars) => Task::Bar(bars.add(bar(name, bytes))),
-            None => Task::Lines { name, bytes, done: AtomicU64::new(0) },
+            None => Task::Lines { name, bytes, done: Mutex::new((0, Instant::now())) },
         }
     }
 }
@@ -36,11 +39,16 @@ fn bar(name: String, bytes: u64) -> ProgressBar {
     ProgressBar::new(bytes).with_style(style.progress_chars("=> ")).with_prefix(name)
 }
 
-/// One bar, or a line at each quarter of the way.
+/// One bar, or a line now and then.
 #[derive(Debug)]
 pub(crate) enum Task {
     Bar(ProgressBar),
-    Lines { name: String, bytes: u64, done: AtomicU64 },
+    /// What is done, and when that was said the last time.
+    Lines {
+        name: String,
+        bytes: u64,
+        done: Mutex<(u64, Instant)>,
+    },
 }
 
 impl Task {
@@ -49,11 +57,13 @@ impl Task {
         match self {
             Task::Bar(bar) => bar.inc(more),
             Task::Lines { name, bytes, done } => {
-                let before = done.fetch_add(more, Ordering::Relaxed);
-                let quarter = |done: u64| u128::from(done) * 4 / u128::from((*bytes).max(1));
-                if quarter(before + more) > quarter(before) {
+                let mut guard = done.lock().unwrap_or_else(PoisonError::into_inner);
+                let (done, said) = &mut *guard;
+                *done += more;
+                if *done == *bytes || said.elapsed() >= LINES {
+                    *said = Instant::now();
                     // Nobody may be reading: the demo goes on.
-                    let _ = writeln!(io::stderr(), "{name}: {} of {}", Bytes(before + more), Bytes(*bytes));
+                    let _ = writeln!(io::stderr(), "{name}: {} of {}", Bytes(*done), Bytes(*bytes));
                 }
             }
         }

@@ -228,3 +228,50 @@ fn complain(name: &str, report: &Report) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::demo::acceptor::Acceptor;
+
+    #[test]
+    fn streams_are_told_apart_in_the_order_of_their_connections() {
+        let scratch = Scratch::new().expect("a directory");
+        let (b_disks, b_memory) = (scratch.join("b-disks"), scratch.join("b-memory"));
+        let swallow = |mut stream: &UnixStream| assert!(io::copy(&mut stream, &mut io::sink()).is_ok());
+        let listening = [&b_disks, &b_memory].map(|path| Acceptor::bind(path, swallow).expect("bound"));
+        let tunnel = Tunnel::start(&scratch, &b_disks, &b_memory).expect("it stands");
+        let mut disks: Vec<_> = (0..5).map(|_| UnixStream::connect(tunnel.disks()).expect("connected")).collect();
+        let mut memory = UnixStream::connect(tunnel.memory()).expect("connected");
+        // The last connection speaks first.
+        for (number, disk) in disks.iter_mut().enumerate().rev() {
+            say(disk, number + 1);
+        }
+        say(&mut memory, 99);
+        let carried = tunnel.finish(5).expect("all went well");
+        assert_eq!(carried.disks.iter().map(|stats| stats.sent).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        assert_eq!(carried.memory.sent, 99);
+        drop(listening);
+    }
+
+    /// Sends so many bytes, and waits until the other end has had them.
+    fn say(stream: &mut UnixStream, bytes: usize) {
+        stream.write_all(&vec![0; bytes]).expect("written");
+        stream.shutdown(Shutdown::Write).expect("shut down");
+        assert_eq!(stream.read(&mut [0]).expect("closed in good order"), 0);
+    }
+
+    #[test]
+    fn a_target_that_is_not_there_is_the_tunnels_failure() {
+        let scratch = Scratch::new().expect("a directory");
+        let tunnel = Tunnel::start(&scratch, &scratch.join("nobody"), &scratch.join("nobody")).expect("it stands");
+        let mut disk = UnixStream::connect(tunnel.disks()).expect("connected");
+        assert_eq!(disk.read(&mut [0]).expect("closed in good order"), 0);
+        let error = tunnel.finish(1).expect_err("a stream was refused");
+        assert!(matches!(&error, Error::Refused { target, .. } if target == DISKS), "{error}");
+    }
+}

@@ -202,7 +202,10 @@ impl Hearer<'_> {
         if reply.errno != 0 {
             return Err(Error::Failed { command, offset, length, errno: reply.errno });
         }
-        (self.progress)(length.into());
+        // The FLUSH has none.
+        if length > 0 {
+            (self.progress)(length.into());
+        }
         // Fails only when the other half has, whose cause is noted by then.
         let _ = self.heard.send(());
         Ok(())

@@ -12,6 +12,8 @@ pub(crate) enum Error {
     Connection(io::Error),
     #[error("the peer was silent for {0} seconds")]
     Silent(u64),
+    #[error("the peer closed the connection")]
+    Ended,
     #[error("the peer closed the connection with {unanswered} requests unanswered")]
     Closed { unanswered: usize },
     #[error("the {what} begins with {got:#x}, which is not NBD")]
@@ -48,6 +50,7 @@ impl From<io::Error> for Error {
     fn from(error: io::Error) -> Error {
         match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Silent(PATIENCE.as_secs()),
+            io::ErrorKind::UnexpectedEof => Error::Ended,
             _ => Error::Connection(error),
         }
     }
