@@ -31,6 +31,12 @@ impl Accepted {
         let stream = self.0.recv_timeout(PATIENCE).expect("a connection to the target");
         patient(stream)
     }
+
+    /// Fails the test if there was another connection.
+    #[track_caller]
+    pub(crate) fn assert_no_more(&self) {
+        assert!(self.0.try_recv().is_err(), "a connection to the target that nobody should have made");
+    }
 }
 
 /// Sends back what each connection to `path` sends, and finishes when it does.
