@@ -1,0 +1,139 @@
+//! A peer that follows a script, byte by byte.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+
+use virbistream::io::Address;
+use virbistream::wire::{
+    BISTREAM_1, Body, Close, HEADER_LEN, Header, Hello, Limits, Open, PacketType, Ping, Procedure, ProgramId, Status,
+    decode_body, encode_packet,
+};
+
+use super::PATIENCE;
+
+pub(crate) struct Raw {
+    pub(crate) stream: TcpStream,
+}
+
+impl Raw {
+    pub(crate) fn connect(address: &Address) -> Self {
+        let Address::Tcp { host, port } = address else { panic!("{address} is not TCP") };
+        Self::from(TcpStream::connect((host.as_str(), *port)).unwrap())
+    }
+
+    pub(crate) fn say(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// A packet of BiStream's, with serial `id`.
+    pub(crate) fn send<T: Body>(&mut self, procedure: Procedure, kind: PacketType, id: u32, status: Status, body: &T) {
+        self.say(&packet(procedure, kind, id, status, body));
+    }
+
+    /// HELLO, up to its good reply.
+    #[track_caller]
+    pub(crate) fn hello(&mut self) {
+        self.say(&hello());
+        let (header, _) = self.receive();
+        assert_eq!(header, ours(Procedure::Hello, PacketType::Reply, 1, Status::Ok));
+    }
+
+    /// OPEN, without waiting for its reply.
+    pub(crate) fn open(&mut self, id: u32, target: &str, window: u64) {
+        let open = Open { target: target.into(), window, ..Open::default() };
+        self.send(Procedure::Open, PacketType::Call, id, Status::Ok, &open);
+    }
+
+    /// PING, up to its PONG: all that was said before has been handled. Packets before the PONG are passed over.
+    #[track_caller]
+    pub(crate) fn ping(&mut self) {
+        self.send(Procedure::Ping, PacketType::Message, 0, Status::Ok, &Ping { token: 7 });
+        let pong = ours(Procedure::Pong, PacketType::Message, 0, Status::Ok);
+        while self.receive().0 != pong {}
+    }
+
+    pub(crate) fn data(&mut self, id: u32, bytes: &[u8]) -> io::Result<()> {
+        let header = ours(Procedure::Data, PacketType::Stream, id, Status::Continue);
+        self.stream.write_all(&header.encode(bytes.len().try_into().unwrap()))?;
+        self.stream.write_all(bytes)
+    }
+
+    /// The next packet.
+    #[track_caller]
+    pub(crate) fn receive(&mut self) -> (Header, Vec<u8>) {
+        let mut head = [0; HEADER_LEN];
+        self.stream.read_exact(&mut head).expect("a packet in time");
+        let (length, header) = Header::decode(&head);
+        let mut payload = vec![0; length as usize - HEADER_LEN];
+        self.stream.read_exact(&mut payload).expect("a whole packet in time");
+        (header, payload)
+    }
+
+    /// The next packet, which must have this procedure, type and status.
+    #[track_caller]
+    pub(crate) fn expect<T: Body>(&mut self, procedure: Procedure, kind: PacketType, id: u32, status: Status) -> T {
+        let (header, payload) = self.receive();
+        assert_eq!(header, ours(procedure, kind, id, status));
+        decode_body(&payload).unwrap()
+    }
+
+    /// CLOSE, and after it the end of the link. Packets before it are passed over.
+    #[track_caller]
+    pub(crate) fn closed(&mut self) -> Close {
+        loop {
+            let (header, payload) = self.receive();
+            if header == ours(Procedure::Close, PacketType::Message, 0, Status::Ok) {
+                assert_eq!(self.rest(), [], "CLOSE is the last packet");
+                return decode_body(&payload).unwrap();
+            }
+        }
+    }
+
+    /// All that comes until the end of the link.
+    #[track_caller]
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        super::to_eof(&self.stream)
+    }
+
+    pub(crate) fn shut(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+}
+
+impl From<TcpStream> for Raw {
+    fn from(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream }
+    }
+}
+
+pub(crate) fn ours(procedure: Procedure, kind: PacketType, id: u32, status: Status) -> Header {
+    ProgramId::default().header(procedure, kind, id, status)
+}
+
+pub(crate) fn packet<T: Body>(procedure: Procedure, kind: PacketType, id: u32, status: Status, body: &T) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER_LEN + T::MAX_LEN as usize];
+    let len = encode_packet(&ours(procedure, kind, id, status), body, &mut bytes).unwrap();
+    bytes.truncate(len);
+    bytes
+}
+
+pub(crate) fn hello() -> Vec<u8> {
+    let hello = Hello {
+        min_version: BISTREAM_1,
+        max_version: BISTREAM_1,
+        offered: 0,
+        needed: 0,
+        limits: Limits { max_data: 262_120, max_streams: 16 },
+        extensions: Vec::new(),
+    };
+    packet(Procedure::Hello, PacketType::Call, 1, Status::Ok, &hello)
+}
+
+/// A call without arguments, of any program.
+pub(crate) fn legacy_call(program: u32, version: u32, procedure: u32, serial: u32) -> [u8; HEADER_LEN] {
+    Header { program, version, procedure, kind: PacketType::Call.as_wire(), serial, status: Status::Ok.as_wire() }
+        .encode(0)
+}
