@@ -116,6 +116,40 @@ fn what_stands_in_the_windows_is_delivered_after_the_source_has_closed() {
 }
 
 #[test]
+fn a_peer_that_closes_both_ways_with_replies_unread_loses_nothing_that_it_wrote() {
+    let mut tunnel = wide();
+    for client_closes in [true, false] {
+        let Carried { id, client, server } = tunnel.carry();
+        let (closes, stays) = if client_closes { (client, server) } else { (server, client) };
+        (&stays).write_all(b"a late reply").unwrap();
+        // The first byte has come, the others are there unread.
+        (&closes).read_exact(&mut [0]).unwrap();
+        write_all(1, &closes, 3 * MIB);
+        drop(closes);
+        Pattern::new(1).check_from(&stays, 3 * MIB);
+        assert_eq!(to_eof(&stays), []);
+        tunnel.ended_well(id);
+    }
+}
+
+#[test]
+fn a_peer_that_closes_with_replies_and_their_end_unread_loses_nothing_that_it_wrote() {
+    let mut tunnel = wide();
+    for client_closes in [true, false] {
+        let Carried { id, client, server } = tunnel.carry();
+        let (closes, stays) = if client_closes { (client, server) } else { (server, client) };
+        (&stays).write_all(b"the last reply").unwrap();
+        stays.shutdown(Shutdown::Write).unwrap();
+        wait_for_eof(&closes);
+        write_all(1, &closes, 3 * MIB);
+        drop(closes);
+        Pattern::new(1).check_from(&stays, 3 * MIB);
+        assert_eq!(to_eof(&stays), []);
+        tunnel.ended_well(id);
+    }
+}
+
+#[test]
 fn a_stop_is_told_once_and_the_source_is_read_no_more() {
     let (broken, _told) = Custom::new();
     let mut left = 100_000;

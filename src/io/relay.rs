@@ -54,8 +54,11 @@ impl Handler for UnixRelay {
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self.socket.read(buf) {
-            // The other end closed before it took all that came: STOP has told that already. What it wrote was read.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && self.broken => Ok(0),
+            // The other end closed before it took all that came, which STOP tells. What it wrote was read: a UNIX socket
+            // says this behind the last byte, even when nothing more was written to it that could have failed.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && (self.broken || self.socket.is_unix()) => {
+                Ok(0)
+            }
             result => result,
         }
     }

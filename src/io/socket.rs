@@ -89,6 +89,10 @@ impl Socket {
         &self.peer
     }
 
+    pub(super) fn is_unix(&self) -> bool {
+        matches!(self.kind, Kind::Unix(_))
+    }
+
     pub(super) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match &self.kind {
             Kind::Tcp(stream) => stream.shutdown(how),
