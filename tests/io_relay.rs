@@ -150,6 +150,43 @@ fn a_peer_that_closes_with_replies_and_their_end_unread_loses_nothing_that_it_wr
 }
 
 #[test]
+fn one_who_writes_to_a_peer_that_has_closed_gets_epipe_and_all_that_it_said() {
+    let mut tunnel = wide();
+    for client_closes in [true, false] {
+        let Carried { id, client, server } = tunnel.carry();
+        let (closes, stays) = if client_closes { (client, server) } else { (server, client) };
+        write_all(1, &closes, 3 * MIB);
+        drop(closes);
+        write_until_broken(&stays);
+        Pattern::new(1).check_from(&stays, 3 * MIB);
+        assert_eq!(to_eof(&stays), []);
+        drop(stays);
+        tunnel.ended_well(id);
+    }
+}
+
+#[test]
+fn a_reader_that_stops_breaks_its_writers_pipe_and_goes_on_writing() {
+    for mut tunnel in tunnels() {
+        for client_stops in [true, false] {
+            let Carried { id, client, server } = tunnel.carry();
+            let (stops, other) = if client_stops { (client, server) } else { (server, client) };
+            stops.shutdown(Shutdown::Read).unwrap();
+            write_until_broken(&other);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    write_all(1, &stops, 3 * MIB);
+                    stops.shutdown(Shutdown::Write).unwrap();
+                });
+                Pattern::new(1).check_from(&other, 3 * MIB);
+                assert_eq!(to_eof(&other), []);
+            });
+            tunnel.ended_well(id);
+        }
+    }
+}
+
+#[test]
 fn a_stop_is_told_once_and_the_source_is_read_no_more() {
     let (broken, _told) = Custom::new();
     let mut left = 100_000;

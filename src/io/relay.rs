@@ -79,6 +79,12 @@ impl Handler for UnixRelay {
 
     fn stop(&mut self) {
         let _ = self.socket.shutdown(Shutdown::Read);
+        if self.socket.is_unix() {
+            // Nothing can follow what is queued. Left there, it would turn the orderly end of our own direction into
+            // ECONNRESET when the socket is closed.
+            let mut discard = [0; 16 * 1024];
+            while matches!(self.socket.read(&mut discard), Ok(1..)) {}
+        }
     }
 
     fn reset(&mut self, _cause: &StreamError) {}
