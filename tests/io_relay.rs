@@ -249,6 +249,20 @@ fn a_handlers_error_resets_the_stream_and_is_what_both_ends_report() {
 }
 
 #[test]
+fn a_reset_reaches_a_tcp_client_as_a_reset() {
+    let (target, _told) = Custom::new();
+    let target = target.writing(|_| Err(io::Error::other("the disk is gone")));
+    let mut tunnel = Tunnel::with(|options, _| options.targets = once(target));
+    let (client, inner) = tcp_link();
+    tunnel.ask("it", Box::new(UnixRelay::from(Socket::from_tcp(inner).unwrap())));
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    (&client).write_all(b"hello").unwrap();
+    let id = tunnel.near.opened(tunnel.near_key);
+    assert!(tunnel.ended(id).iter().all(|(cause, _)| cause.is_err()));
+    assert_eq!((&client).read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
 fn a_reset_of_a_tcp_client_reaches_the_other_end() {
     let mut tunnel = Tunnel::new();
     let (client, inner) = tcp_link();

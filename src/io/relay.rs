@@ -87,7 +87,9 @@ impl Handler for UnixRelay {
         }
     }
 
-    fn reset(&mut self, _cause: &StreamError) {}
+    fn reset(&mut self, _cause: &StreamError) {
+        self.socket.abort_on_close();
+    }
 }
 
 /// Targets that are UNIX sockets, dialled when they are asked for.

@@ -100,6 +100,13 @@ impl Socket {
         }
     }
 
+    /// Has the peer see a reset instead of an end when the socket is closed, where its kind can tell them apart.
+    pub(super) fn abort_on_close(&self) {
+        if let Kind::Tcp(stream) = &self.kind {
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     fn source(&mut self) -> &mut dyn Source {
         match &mut self.kind {
             Kind::Tcp(stream) => stream,
