@@ -278,6 +278,20 @@ fn a_reset_of_a_tcp_client_reaches_the_other_end() {
 }
 
 #[test]
+fn a_handler_that_cannot_be_attached_is_a_refusal_at_both_ends() {
+    let (target, _told) = Custom::new();
+    let target = target.attaching(|| Err(io::Error::from_raw_os_error(5)));
+    let mut tunnel = Tunnel::with(|options, _| options.targets = once(target));
+    let (client, told) = Custom::new();
+    tunnel.ask("it", client.boxed());
+    let reason = tunnel.near.refused();
+    assert!(reason.contains("os error 5"), "{reason}");
+    let reason = tunnel.far.refused();
+    assert!(reason.contains("os error 5"), "{reason}");
+    assert!(told.iter().any(|told| matches!(told, Told::Reset(StreamError::Refused(error)) if error.int1 == 5)));
+}
+
+#[test]
 fn a_link_that_is_cut_resets_its_streams_at_both_ends() {
     let (near, far) = tcp_link();
     let cut = near.try_clone().unwrap();

@@ -14,7 +14,7 @@ pub(super) struct Channel {
     pub(super) handler: Box<dyn Handler>,
     pub(super) token: Token,
     pub(super) target: String,
-    /// Stands: accepted by whoever was asked.
+    /// Stands: accepted by whoever was asked, and attached.
     pub(super) is_open: bool,
     can_write: bool,
     backlog: Backlog,
@@ -25,12 +25,12 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    pub(super) fn new(handler: Box<dyn Handler>, token: Token, target: String, is_open: bool) -> Self {
+    pub(super) fn new(handler: Box<dyn Handler>, token: Token, target: String) -> Self {
         Self {
             handler,
             token,
             target,
-            is_open,
+            is_open: false,
             can_write: true,
             backlog: Backlog::default(),
             finish_due: false,

@@ -162,7 +162,7 @@ impl Peer {
     pub(super) fn open(&mut self, cx: &mut Context<'_>, open: Open, handler: Box<dyn Handler>) {
         let target = open.target.clone();
         match self.session.open(cx.now, open) {
-            Ok(id) => self.add_channel(cx, id, handler, target, false),
+            Ok(id) => self.add_channel(cx, id, handler, target),
             Err(error) => self.report_refused(cx, target, error),
         }
     }
@@ -171,16 +171,9 @@ impl Peer {
         (cx.report)(Report::StreamRefused { session: self.key, target, reason: error.to_string() });
     }
 
-    fn add_channel(
-        &mut self,
-        cx: &mut Context<'_>,
-        id: StreamId,
-        handler: Box<dyn Handler>,
-        target: String,
-        is_open: bool,
-    ) {
+    fn add_channel(&mut self, cx: &mut Context<'_>, id: StreamId, handler: Box<dyn Handler>, target: String) {
         let token = cx.tokens.add(Place::Stream(self.key, id));
-        self.channels.insert(id, Channel::new(handler, token, target, is_open));
+        self.channels.insert(id, Channel::new(handler, token, target));
     }
 
     /// True when it stopped at its budget.
@@ -310,7 +303,7 @@ impl Peer {
                     self.session.close();
                 }
                 Event::Incoming { id, request } => self.on_incoming(cx, id, request),
-                Event::Accepted(id) => self.on_accepted(cx, id),
+                Event::Accepted(id) => self.attach(cx, id),
                 Event::Finished(id) => {
                     if let Some(channel) = self.channels.get_mut(&id) {
                         let finished = channel.peer_finished().map(|()| 0);
@@ -343,7 +336,7 @@ impl Peer {
         let asked = Request { session: self.key, target: &request.target, kind: request.kind };
         match self.options.targets.open(&asked) {
             Decision::Accept(handler) => {
-                self.add_channel(cx, id, handler, request.target, true);
+                self.add_channel(cx, id, handler, request.target);
                 self.attach(cx, id);
             }
             Decision::Refuse(error) => self.refuse(cx, id, request.target, error),
@@ -373,13 +366,6 @@ impl Peer {
         }
     }
 
-    fn on_accepted(&mut self, cx: &mut Context<'_>, id: StreamId) {
-        if let Some(channel) = self.channels.get_mut(&id) {
-            channel.is_open = true;
-            self.attach(cx, id);
-        }
-    }
-
     /// Connects a stream that stands with its handler.
     fn attach(&mut self, cx: &mut Context<'_>, id: StreamId) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
@@ -389,6 +375,7 @@ impl Peer {
             self.fail(cx, id, &error);
             return;
         }
+        channel.is_open = true;
         (cx.report)(Report::StreamOpened { session: self.key, id, target: channel.target.clone() });
         if let Some(stream) = self.session.stream(id) {
             // Of our own streams nothing is left to accept.
