@@ -196,7 +196,7 @@ impl<'a> Strict<'a> {
     pub(super) fn list<T: Unpack<Self>>(&mut self, what: &'static str, max: usize) -> XdrResult<Vec<T>> {
         let len = self.length(what, max)?;
         let mut list = Vec::with_capacity(len);
-        while list.len() < len && self.fault.is_none() {
+        for _ in 0..len {
             list.push(xdr_codec::unpack(self)?);
         }
         Ok(list)
