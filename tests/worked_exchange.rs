@@ -14,7 +14,7 @@ fn say(who: &str, from: &mut Session, to: &mut Session, data: &[u8], book: &mut 
     let mut link = vec![0; 64 * 1024];
     let mut len = from.poll_control(now, &mut link);
     while let Some(grant) = from.poll_grant() {
-        let mut stream = from.stream(grant.id).unwrap();
+        let stream = from.stream(grant.id).unwrap();
         if stream.stats().sent > 0 || data.is_empty() {
             stream.finish().unwrap();
         } else {

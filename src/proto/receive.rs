@@ -18,6 +18,9 @@ pub(super) const FEATURES: u64 = 0;
 /// Refusals of OPEN that may stand unsent before the peer is flooding.
 const MAX_REFUSALS: u32 = 256;
 
+/// The longest error that is read in answer to HELLO: a legacy peer's texts are longer than ours.
+const MAX_REFUSAL: u32 = 64 * 1024;
+
 /// Bytes of a stream, borrowed from what was handed to the session.
 ///
 /// Deliver them in order; say [`consumed`](super::StreamMut::consumed) when their far end has taken them.
@@ -67,7 +70,8 @@ impl Message {
             Self::HelloReply => HelloReply::MAX_LEN,
             Self::Open(_) => Open::MAX_LEN,
             Self::OpenReply(_) => OpenReply::MAX_LEN,
-            Self::HelloRefused | Self::OpenRefused(_) | Self::Reset(_) => RemoteError::MAX_LEN,
+            Self::HelloRefused => MAX_REFUSAL,
+            Self::OpenRefused(_) | Self::Reset(_) => RemoteError::MAX_LEN,
             Self::Finish(_) => Finish::MAX_LEN,
             Self::Credit => Credit::MAX_LEN,
             Self::Stop => Stop::MAX_LEN,
@@ -313,7 +317,7 @@ impl Session {
 
     fn on_hello_refused(&mut self, body: &[u8]) -> Result<(), SessionError> {
         self.check_hello_sent()?;
-        let error: RemoteError = self.body(body)?;
+        let error = self.refusal(body)?;
         if matches!(error.code, codes::RPC | codes::NO_SUPPORT) {
             self.state = State::Legacy;
             self.event(Event::Legacy(error));
@@ -322,6 +326,18 @@ impl Session {
         let error = SessionError::Refused(Box::new(error));
         self.end(Err(error.clone()), None);
         Err(error)
+    }
+
+    /// What the peer answered to HELLO. A legacy peer keeps to no bound of ours: of an error that does not decode the code,
+    /// its first word, is enough.
+    fn refusal(&mut self, body: &[u8]) -> Result<RemoteError, SessionError> {
+        match (decode_body(body), body.first_chunk()) {
+            (Ok(error), _) => Ok(error),
+            (Err(_), Some(code)) => {
+                Ok(RemoteError::new(i32::from_be_bytes(*code), domains::RPC, "its error cannot be read"))
+            }
+            (Err(error), None) => Err(self.misbehaved(Rule::Body, error.to_string())),
+        }
     }
 
     fn check_hello_sent(&mut self) -> Result<(), SessionError> {
