@@ -14,13 +14,14 @@ mod tunnel;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
 use disk::Disk;
 use report::{Bytes, Progress, Row};
 use scratch::Scratch;
-use tunnel::{Carried, Tunnel};
+use tunnel::{Carried, Switch, Tunnel};
 
 /// How long anyone waits for a peer that says nothing; a flush of slow disks takes its time.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -41,10 +42,10 @@ pub(crate) struct DemoArgs {
 pub(crate) enum Error {
     #[error("no temporary directory could be made: {0}")]
     Scratch(io::Error),
-    #[error("{disk} could not be written in {}: {source} (TMPDIR names another place)", dir.display())]
+    #[error("{disk} could not be written in {}: {source}; TMPDIR can name another place", dir.display())]
     Image { disk: String, dir: PathBuf, source: io::Error },
-    #[error("the destination could not be started: {0}")]
-    Destination(io::Error),
+    #[error("the destination could not be started in {}: {source}", dir.display())]
+    Destination { dir: PathBuf, source: io::Error },
     #[error("the tunnel failed: {0}")]
     Tunnel(#[from] tunnel::Error),
     #[error("{disk} was not copied: {source}")]
@@ -68,14 +69,16 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Error> {
         (0..args.disks).map(|number| Disk::make(number, size, &scratch, &progress)).collect::<Result<_, _>>()?;
 
     let (disks_path, memory_path) = (scratch.join("b-disks"), scratch.join("b-memory"));
-    let exports = disks.iter().map(Disk::export).collect::<io::Result<_>>().map_err(Error::Destination)?;
-    let server = nbd::Server::bind(&disks_path, exports).map_err(Error::Destination)?;
-    let receiver = ram::receive(&memory_path).map_err(Error::Destination)?;
+    let destination = || {
+        let exports = disks.iter().map(Disk::export).collect::<io::Result<_>>()?;
+        Ok((nbd::Server::bind(&disks_path, exports)?, ram::receive(&memory_path)?))
+    };
+    let destination = destination().map_err(|source| Error::Destination { dir: scratch.path().to_owned(), source })?;
     let tunnel = Tunnel::start(&scratch, &disks_path, &memory_path)?;
 
     let moved = migrate(&disks, size, &tunnel, &progress)?;
     let carried = tunnel.finish(disks.len())?;
-    drop((server, receiver));
+    drop(destination);
 
     for disk in &disks {
         disk.verify(&progress)?;
@@ -91,17 +94,43 @@ struct Moved {
 
 /// Everything at once: a thread for each disk and one for the memory. The disks' connections are made in their order.
 fn migrate(disks: &[Disk], size: u64, tunnel: &Tunnel, progress: &Progress) -> Result<Moved, Error> {
-    thread::scope(|scope| {
-        let mut copies = Vec::new();
-        for disk in disks {
-            let connection = disk.connect(tunnel.disks())?;
-            copies.push(scope.spawn(move || disk.copy(connection, progress)));
-        }
+    let attempt = Attempt { switch: tunnel.switch(), first: OnceLock::new() };
+    let moved = thread::scope(|scope| {
+        let copies: Vec<_> = disks
+            .iter()
+            .map(|disk| {
+                let connection = disk.connect(tunnel.disks());
+                let copy = || attempt.guard(connection.and_then(|connection| disk.copy(connection, progress)));
+                scope.spawn(copy)
+            })
+            .collect();
         let task = progress.task("memory".to_owned(), size);
         let memory = ram::send(tunnel.memory(), size, u64::MAX, |bytes| task.advance(bytes));
-        let disks = copies.into_iter().map(joined).collect::<Result<_, _>>()?;
-        Ok(Moved { disks, memory: memory? })
-    })
+        let memory = attempt.guard(memory.map_err(Error::from));
+        let disks = copies.into_iter().map(joined).collect::<Option<_>>();
+        disks.zip(memory).map(|(disks, memory)| Moved { disks, memory })
+    });
+    moved.ok_or_else(|| attempt.first.into_inner().expect("a transfer that failed has left its cause"))
+}
+
+/// What all transfers share: the first failure ends the others, and is the one that counts.
+struct Attempt {
+    switch: Switch,
+    first: OnceLock<Error>,
+}
+
+impl Attempt {
+    fn guard<T>(&self, outcome: Result<T, Error>) -> Option<T> {
+        match outcome {
+            Ok(value) => Some(value),
+            Err(error) => {
+                // Taken when another has failed before.
+                let _ = self.first.set(error);
+                self.switch.off();
+                None
+            }
+        }
+    }
 }
 
 /// A thread's result, or its panic.
@@ -124,7 +153,7 @@ fn print(disks: &[Disk], size: u64, moved: &Moved, carried: &Carried) -> io::Res
     writeln!(out, "{}", report::table(&rows))?;
     writeln!(out, "Flushing the copies took {:.3} seconds more.", flush.as_secs_f64())?;
     writeln!(out, "The disks' images take up {}, their copies {}.", Bytes(source), Bytes(copy))?;
-    writeln!(out, "Every byte is the same: {} disks of {size} compared, {size} of memory by SHA-256.", disks.len())
+    writeln!(out, "Every byte is the same: {} disks of {size}, and {size} of memory.", disks.len())
 }
 
 /// How many bytes all images and all copies take up.
@@ -137,7 +166,35 @@ fn allocated(disks: &[Disk]) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+    use crate::demo::acceptor::Acceptor;
+
+    #[test]
+    fn the_first_failure_ends_the_others_and_is_the_one_that_counts() {
+        let scratch = Scratch::new().expect("a directory");
+        let path = scratch.join("b-memory");
+        let greet = |mut stream: &UnixStream| {
+            stream.write_all(b"!").expect("written");
+            // Until the end, which its peer never comes to by itself.
+            assert!(io::copy(&mut stream, &mut io::sink()).is_ok());
+        };
+        let _greeter = Acceptor::bind(&path, greet).expect("bound");
+        let tunnel = Tunnel::start(&scratch, &scratch.join("b-disks"), &path).expect("it stands");
+        let mut waiting = UnixStream::connect(tunnel.memory()).expect("connected");
+        waiting.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+        waiting.read_exact(&mut [0]).expect("the stream stands");
+
+        let attempt = Attempt { switch: tunnel.switch(), first: OnceLock::new() };
+        for offset in [1, 2] {
+            let failure = Error::Differs { disk: "disk0".to_owned(), offset };
+            assert!(attempt.guard(Err::<(), _>(failure)).is_none());
+        }
+        assert!(matches!(attempt.first.into_inner(), Some(Error::Differs { offset: 1, .. })));
+        assert_eq!(waiting.read(&mut [0]).expect("closed, not silent"), 0);
+    }
 
     #[test]
     fn the_whole_demo_runs() {

@@ -11,7 +11,7 @@ use virbistream::proto::StreamStats;
 /// Where there are no bars, a task has a line this often, and one in the end.
 const LINES: Duration = Duration::from_secs(5);
 
-const BAR: &str = "{prefix:<16} [{bar:30}] {bytes:>10} of {total_bytes:<10} {binary_bytes_per_sec:>12}";
+const BAR: &str = "{prefix:<16} [{bar:20}] {bytes:>10} of {total_bytes:<10} {binary_bytes_per_sec:>12}";
 
 /// Where the progress of the demo's tasks is shown.
 #[derive(Debug)]

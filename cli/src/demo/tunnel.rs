@@ -5,6 +5,7 @@ use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 
@@ -19,6 +20,9 @@ use super::scratch::Scratch;
 
 const DISKS: &str = "disks";
 const MEMORY: &str = "memory";
+
+/// Why an end is shut down before its time.
+const FAILED: &str = "the demo failed";
 
 /// Memory goes ahead of the disks.
 const PRIORITY_MEMORY: u32 = 1;
@@ -56,12 +60,14 @@ pub(crate) struct Tunnel {
     memory: PathBuf,
     a: End,
     b: End,
+    off: Arc<AtomicBool>,
 }
 
 impl Tunnel {
     /// Offers host B's sockets on host A; returns when the session between the two stands.
     pub(crate) fn start(scratch: &Scratch, b_disks: &Path, b_memory: &Path) -> Result<Tunnel, Error> {
-        let (a, b) = (End::start("host-a")?, End::start("host-b")?);
+        let off = Arc::default();
+        let (a, b) = (End::start("host-a", &off)?, End::start("host-b", &off)?);
         let (a_socket, b_socket) = connection()?;
         let mut targets = UnixTargets::new();
         targets.insert(DISKS, b_disks);
@@ -76,7 +82,7 @@ impl Tunnel {
         a.forward(session, &disks, open)?;
         let open = Open { target: MEMORY.into(), kind: kind::MEMORY, priority: PRIORITY_MEMORY, ..Open::default() };
         a.forward(session, &memory, open)?;
-        Ok(Tunnel { disks, memory, a, b })
+        Ok(Tunnel { disks, memory, a, b, off })
     }
 
     /// The socket on host A for any number of connections to the disks.
@@ -87,6 +93,11 @@ impl Tunnel {
     /// The socket on host A for the memory.
     pub(crate) fn memory(&self) -> &Path {
         &self.memory
+    }
+
+    /// For the threads that use the tunnel.
+    pub(crate) fn switch(&self) -> Switch {
+        Switch { ends: [self.a.handle.clone(), self.b.handle.clone()], off: Arc::clone(&self.off) }
     }
 
     /// Lets the streams finish, and the session and both dispatchers after them.
@@ -108,6 +119,24 @@ impl Tunnel {
             }
         }
         Carried::from_streams(streams, disks)
+    }
+}
+
+/// Turns a tunnel off.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    ends: [Handle; 2],
+    /// From then on failures are of our own making.
+    off: Arc<AtomicBool>,
+}
+
+impl Switch {
+    /// Ends every stream at once, and with it the waiting of whoever is at its end.
+    pub(crate) fn off(&self) {
+        self.off.store(true, Ordering::Relaxed);
+        for end in &self.ends {
+            end.shutdown(FAILED);
+        }
     }
 }
 
@@ -147,10 +176,16 @@ struct End {
 }
 
 impl End {
-    fn start(name: &'static str) -> io::Result<End> {
+    fn start(name: &'static str, off: &Arc<AtomicBool>) -> io::Result<End> {
         let (sender, reports) = channel();
+        let off = Arc::clone(off);
+        let mut refusing = false;
         let dispatcher = Dispatcher::new(move |report| {
-            complain(name, &report);
+            // It is tried again several times a second.
+            let said = matches!(report, Report::AcceptFailed { .. }) && std::mem::replace(&mut refusing, true);
+            if !said && !off.load(Ordering::Relaxed) {
+                complain(name, &report);
+            }
             // Nobody listens any more once the demo has failed.
             let _ = sender.send(report);
         })?;
@@ -208,7 +243,7 @@ impl End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.handle.shutdown("the demo failed");
+        self.handle.shutdown(FAILED);
         if let Some(thread) = self.thread.take() {
             // What it could say is less than the error that brought us here.
             let _ = thread.join();

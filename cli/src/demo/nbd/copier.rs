@@ -60,12 +60,7 @@ pub(crate) fn copy(
         scope.spawn(move || line.guard(hearer, |hearer| hearer.run(line.stream)));
         line.guard(asker, |asker| asker.run(image, size))
     });
-    match (line.first.into_inner(), copied) {
-        (None, Some(copied)) => Ok(copied),
-        (Some(first), _) => Err(first),
-        // Neither half fails without leaving its cause.
-        (None, None) => Err(Error::Closed { unanswered: 0 }),
-    }
+    copied.ok_or_else(|| line.first.into_inner().expect("a half that failed has left its cause"))
 }
 
 /// The connection, and the first cause of its failure: what comes after is only its echo in the other half.

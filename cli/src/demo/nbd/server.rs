@@ -25,7 +25,7 @@ impl Server {
     pub(crate) fn bind(path: &Path, exports: Vec<Export>) -> io::Result<Server> {
         let acceptor = Acceptor::bind(path, move |stream| {
             if let Err(error) = Connection::new(stream, &exports).run() {
-                log::warn!("an NBD client was dropped: {error}");
+                log::info!("an NBD client was dropped: {error}");
             }
         })?;
         Ok(Server { _acceptor: acceptor })
