@@ -62,6 +62,10 @@ pub(crate) enum Error {
 
 /// Moves everything, verifies it, and prints what it took. Any difference is an error.
 pub(crate) fn run(args: &DemoArgs) -> Result<(), Error> {
+    run_to(args, &mut io::stdout().lock())
+}
+
+fn run_to(args: &DemoArgs, out: &mut dyn Write) -> Result<(), Error> {
     let scratch = Scratch::new().map_err(Error::Scratch)?;
     let progress = Progress::new();
     let size = args.size << 20;
@@ -83,7 +87,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Error> {
     for disk in &disks {
         disk.verify(&progress)?;
     }
-    print(&disks, size, &moved, &carried).map_err(Error::Print)
+    print(out, &disks, size, &moved, &carried).map_err(Error::Print)
 }
 
 /// What each stream took; the disks in their order.
@@ -139,7 +143,7 @@ fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
 }
 
 /// The table, and what was verified.
-fn print(disks: &[Disk], size: u64, moved: &Moved, carried: &Carried) -> io::Result<()> {
+fn print(out: &mut dyn Write, disks: &[Disk], size: u64, moved: &Moved, carried: &Carried) -> io::Result<()> {
     let mut rows = Vec::new();
     for ((disk, copied), stats) in disks.iter().zip(&moved.disks).zip(&carried.disks) {
         rows.push(Row::new(&disk.name, copied.data, copied.transfer, stats));
@@ -149,7 +153,6 @@ fn print(disks: &[Disk], size: u64, moved: &Moved, carried: &Carried) -> io::Res
     let flush = moved.disks.iter().map(|copied| copied.flush).max().unwrap_or_default();
     let (source, copy) = allocated(disks)?;
     let size = Bytes(size);
-    let mut out = io::stdout().lock();
     writeln!(out, "{}", report::table(&rows))?;
     writeln!(out, "Flushing the copies took {:.3} seconds more.", flush.as_secs_f64())?;
     writeln!(out, "The disks' images take up {}, their copies {}.", Bytes(source), Bytes(copy))?;
@@ -198,6 +201,10 @@ mod tests {
 
     #[test]
     fn the_whole_demo_runs() {
-        run(&DemoArgs { disks: 2, size: 8 }).expect("every byte is the same");
+        let mut out = Vec::new();
+        run_to(&DemoArgs { disks: 2, size: 8 }, &mut out).expect("every byte is the same");
+        let text = String::from_utf8(out).expect("text");
+        let names: Vec<_> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(names, ["stream", "disk0", "disk1", "memory", "together", "Flushing", "The", "Every"], "{text}");
     }
 }
