@@ -59,7 +59,9 @@ impl Running {
         let mut signals = Signals::new([SIGTERM, SIGINT])?;
         let signalled = sender.clone();
         thread::spawn(move || signals.forever().take_while(|_| signalled.send(News::Signal).is_ok()).for_each(drop));
-        thread::spawn(move || sender.send(News::Ended(dispatcher.run())));
+        thread::spawn(move || {
+            let _ = sender.send(News::Ended(dispatcher.run()));
+        });
         Ok(Self { handle, news })
     }
 

@@ -60,6 +60,8 @@ struct Listening {
     pending: bool,
     /// Not before this, after a failure.
     retry: Option<Instant>,
+    /// It failed, which was reported, and nothing was accepted since.
+    failing: bool,
 }
 
 #[derive(Clone)]
@@ -327,7 +329,7 @@ impl Dispatcher {
             report_accept_failure(&mut *self.report, &role, &error);
             return;
         }
-        self.listeners.insert(key, Listening { listener, token, role, pending: true, retry: None });
+        self.listeners.insert(key, Listening { listener, token, role, pending: true, retry: None, failing: false });
     }
 
     fn route(&mut self, forward: ForwardKey, to: Option<SessionKey>) {
@@ -365,6 +367,7 @@ impl Dispatcher {
             }
             match listening.listener.accept() {
                 Ok(socket) => {
+                    listening.failing = false;
                     let role = listening.role.clone();
                     self.on_accepted(socket, role, now);
                 }
@@ -376,7 +379,9 @@ impl Dispatcher {
                 }
                 Err(error) => {
                     listening.retry = Some(now + ACCEPT_RETRY);
-                    report_accept_failure(&mut *self.report, &listening.role, &error);
+                    if !std::mem::replace(&mut listening.failing, true) {
+                        report_accept_failure(&mut *self.report, &listening.role, &error);
+                    }
                     return;
                 }
             }

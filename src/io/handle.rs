@@ -122,7 +122,8 @@ impl Handle {
         self.send(Command::Close { session });
     }
 
-    /// Stops listening, lets all sessions finish as `close` does, then ends the dispatcher.
+    /// Stops listening, lets all sessions finish as `close` does, then ends the dispatcher. Connections that nobody has
+    /// accepted yet are dropped.
     pub fn drain(&self) {
         self.send(Command::Drain);
     }

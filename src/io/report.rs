@@ -67,7 +67,7 @@ pub enum Report {
         /// What it did.
         stats: StreamStats,
     },
-    /// A listener failed for now; it is tried again.
+    /// A listener cannot accept, for want of descriptors say. It is tried again; this is told once until it can.
     AcceptFailed {
         /// The forward, unless it is a listener for links.
         forward: Option<ForwardKey>,
