@@ -1,10 +1,11 @@
 //! Handlers made of closures, and what they were told.
 
 use std::io::{self, IoSlice};
+use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 
 use mio::Registry;
-use virbistream::io::{Attachment, Decision, Handler, Request, Targets, Waker};
+use virbistream::io::{Attachment, Decision, Handler, Request, SessionOptions, Targets, UnixTargets, Waker};
 use virbistream::proto::StreamError;
 use virbistream::wire::RemoteError;
 
@@ -164,6 +165,19 @@ impl<F: Fn(&Request<'_>) -> Decision + Send + Sync> Targets for Offer<F> {
 pub(crate) fn once(handler: impl Handler + 'static) -> Arc<dyn Targets> {
     let handler = Mutex::new(Some(Box::new(handler)));
     Arc::new(Offer(move |_: &Request<'_>| Decision::Accept(handler.lock().unwrap().take().expect("asked for once"))))
+}
+
+/// The UNIX socket `disk`, and `stalled`, which never takes a byte.
+pub(crate) fn with_stalled(options: &mut SessionOptions, dir: &Path) {
+    let mut targets = UnixTargets::new();
+    targets.insert("disk", dir.join("disk.sock"));
+    options.targets = Arc::new(Offer(move |request: &Request<'_>| match request.target {
+        "stalled" => {
+            let sink = Custom::new().0.writing(|_| Err(io::ErrorKind::WouldBlock.into()));
+            Decision::Accept(sink.boxed())
+        }
+        _ => targets.open(request),
+    }));
 }
 
 /// What the peer was told, at whichever end this is.

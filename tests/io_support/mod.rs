@@ -14,8 +14,8 @@ use allocation_counter::{AllocationInfo, measure};
 use virbistream::io::{Address, Dispatcher, Handle, Listener, Permissions, Report, SessionKey, SessionOptions};
 use virbistream::proto::{SessionError, StreamError, StreamId, StreamStats};
 
-pub(crate) use handlers::{Custom, Endless, Offer, Told, once, remote_error};
-pub(crate) use raw::{Raw, legacy_call};
+pub(crate) use handlers::{Custom, Endless, Offer, Told, once, remote_error, with_stalled};
+pub(crate) use raw::{Raw, data_packet, hello, legacy_call, ours, packet};
 pub(crate) use sockets::{Pattern, accept, closed_listener, patient, tcp_link, to_eof, unix_link};
 pub(crate) use tunnel::{Carried, Tunnel};
 
@@ -34,8 +34,17 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn start() -> Self {
         let (report, reports) = mpsc::channel();
+        Self::reporting(reports, move |what| drop(report.send(what)))
+    }
+
+    /// One whose reports are dropped at once, so that they are no part of the memory it uses.
+    pub(crate) fn without_reports() -> Self {
+        Self::reporting(mpsc::channel().1, drop)
+    }
+
+    fn reporting(reports: mpsc::Receiver<Report>, report: impl FnMut(Report) + Send + 'static) -> Self {
         let (end, over) = mpsc::channel();
-        let dispatcher = Dispatcher::new(move |what| drop(report.send(what))).unwrap();
+        let dispatcher = Dispatcher::new(report).unwrap();
         let handle = dispatcher.handle();
         thread::spawn(move || {
             let used = measure(|| dispatcher.run().unwrap());
@@ -107,6 +116,14 @@ impl Node {
             Report::StreamOpened { session, id, .. } if *session == key => Some(*id),
             _ => None,
         })
+    }
+
+    #[track_caller]
+    pub(crate) fn opened_as(&mut self, key: SessionKey, stream: StreamId) {
+        self.wait("the stream opened", |report| {
+            let stands = matches!(report, Report::StreamOpened { session, id, .. } if (*session, *id) == (key, stream));
+            stands.then_some(())
+        });
     }
 
     /// Why a stream was refused.

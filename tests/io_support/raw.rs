@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::thread;
 
 use virbistream::io::Address;
 use virbistream::wire::{
@@ -52,10 +53,8 @@ impl Raw {
         while self.receive().0 != pong {}
     }
 
-    pub(crate) fn data(&mut self, id: u32, bytes: &[u8]) -> io::Result<()> {
-        let header = ours(Procedure::Data, PacketType::Stream, id, Status::Continue);
-        self.stream.write_all(&header.encode(bytes.len().try_into().unwrap()))?;
-        self.stream.write_all(bytes)
+    pub(crate) fn data(&mut self, id: u32, bytes: &[u8]) {
+        self.say(&data_packet(id, bytes));
     }
 
     /// The next packet.
@@ -95,6 +94,21 @@ impl Raw {
         super::to_eof(&self.stream)
     }
 
+    /// Carries all that comes, after `first`, to `other` and back, until both have ended.
+    pub(crate) fn join(self, other: TcpStream, first: &[u8]) {
+        (&other).write_all(first).unwrap();
+        let (ours, theirs) = (self.stream.try_clone().unwrap(), other.try_clone().unwrap());
+        thread::spawn(move || io::copy(&mut &ours, &mut &theirs).map(|_| theirs.shutdown(Shutdown::Write)));
+        thread::spawn(move || io::copy(&mut &other, &mut &self.stream).map(|_| self.stream.shutdown(Shutdown::Write)));
+    }
+
+    /// The next packet as it stands on the wire.
+    #[track_caller]
+    pub(crate) fn receive_bytes(&mut self) -> Vec<u8> {
+        let (header, payload) = self.receive();
+        [&header.encode(payload.len().try_into().unwrap())[..], &payload].concat()
+    }
+
     pub(crate) fn shut(&self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
@@ -118,6 +132,11 @@ pub(crate) fn packet<T: Body>(procedure: Procedure, kind: PacketType, id: u32, s
     let len = encode_packet(&ours(procedure, kind, id, status), body, &mut bytes).unwrap();
     bytes.truncate(len);
     bytes
+}
+
+pub(crate) fn data_packet(id: u32, bytes: &[u8]) -> Vec<u8> {
+    let header = ours(Procedure::Data, PacketType::Stream, id, Status::Continue);
+    [&header.encode(bytes.len().try_into().unwrap())[..], bytes].concat()
 }
 
 pub(crate) fn hello() -> Vec<u8> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tempfile::TempDir;
-use virbistream::io::{Handler, SessionKey, SessionOptions, Socket, UnixRelay, UnixTargets};
+use virbistream::io::{Handler, Report, SessionKey, SessionOptions, Socket, UnixRelay, UnixTargets};
 use virbistream::proto::{Side, StreamError, StreamId, StreamStats};
 use virbistream::wire::Open;
 
@@ -83,8 +83,11 @@ impl Tunnel {
     #[track_caller]
     pub(crate) fn carry(&mut self) -> Carried {
         let client = self.ask_for("disk");
-        let id = self.near.opened(self.near_key);
-        assert_eq!(self.far.opened(self.far_key), id);
+        let id = self.near.wait("the stream opened", |report| match report {
+            Report::StreamOpened { session, id, target } if *session == self.near_key && target == "disk" => Some(*id),
+            _ => None,
+        });
+        self.far.opened_as(self.far_key, id);
         Carried { id, client, server: accept(&self.listener) }
     }
 

@@ -1,0 +1,488 @@
+//! Peers that are none, and peers that break the rules, over real TCP: what they get, and that nobody else notices.
+
+mod io_support;
+
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use io_support::*;
+use socket2::SockRef;
+use virbistream::io::{Address, Decision, Handler, NoTargets, Report, Request, SessionOptions, Socket};
+use virbistream::proto::{Config, SessionError, Side, StreamError};
+use virbistream::wire::{
+    BISTREAM_1, Close, Credit, Finish, HEADER_LEN, Header, Hello, Limits, OpenReply, PROGRAM, PacketType, Ping,
+    Procedure, RemoteError, Rule, Status, Stop, close, codes,
+};
+
+/// A dispatcher that listens, and whatever is asked for is a handler of `make`'s.
+fn far_with<H: Handler + 'static>(make: impl Fn() -> H + Send + Sync + 'static, config: Config) -> (Node, Address) {
+    let far = Node::start();
+    let targets = Arc::new(Offer(move |_: &Request<'_>| Decision::Accept(Box::new(make()))));
+    let address = far.listen(SessionOptions { config, targets, ..SessionOptions::default() });
+    (far, address)
+}
+
+/// One whose streams take everything and say nothing.
+fn far() -> (Node, Address) {
+    far_with(|| Custom::new().0, Config::default())
+}
+
+/// The rule that the session ended for, and what exactly was done.
+#[track_caller]
+fn rule_broken(far: &mut Node) -> (Rule, String) {
+    let key = far.link_accepted();
+    match far.session_ended(key) {
+        Err(SessionError::PeerMisbehaved { rule, detail }) => (rule, detail),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn from_hex(hex: &str) -> Vec<u8> {
+    let digits: Vec<u8> = hex.chars().filter_map(|digit| digit.to_digit(16)).map(|digit| digit as u8).collect();
+    digits.chunks_exact(2).map(|pair| pair[0] * 16 + pair[1]).collect()
+}
+
+#[test]
+fn bytes_that_are_no_packets_are_answered_by_nothing() {
+    let (mut far, address) = far();
+    for (bytes, said) in [
+        (&b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"[..], "\"GET \""),
+        (b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", "\"SSH-\""),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "begin TLS"),
+        (b"\0\0\0\x1b", "27 is under 28"),
+        (&[0; 4096], "0 is under 28"),
+        (b"\x02\x00\x00\x05", "33554437 is over"),
+        (&[0xff; 4096], "4294967295 is over"),
+    ] {
+        let mut peer = Raw::connect(&address);
+        peer.say(bytes);
+        assert_eq!(peer.rest(), []);
+        let (rule, detail) = rule_broken(&mut far);
+        assert_eq!(rule, Rule::Length);
+        assert!(detail.contains(said), "{detail}");
+    }
+}
+
+#[test]
+fn a_length_out_of_range_is_told_once_hello_stands() {
+    let (mut far, address) = far();
+    for length in [0, 27, 33_554_437, u32::MAX] {
+        let mut peer = Raw::connect(&address);
+        peer.hello();
+        peer.say(&length.to_be_bytes());
+        let Close { code, rule, text } = peer.closed();
+        assert_eq!((code, rule), (close::VIOLATION, Rule::Length.number()));
+        assert!(text.contains(&length.to_string()), "{text}");
+        assert_eq!(rule_broken(&mut far), (Rule::Length, text));
+    }
+}
+
+#[test]
+fn a_packet_that_is_cut_short_is_a_lost_link() {
+    let (mut far, address) = far();
+    let data = data_packet(1, &[7; 1000]);
+    for (whole, cut) in [(true, &[][..]), (false, &data[..1]), (false, &data[..27]), (false, &data[..500])] {
+        let mut peer = Raw::connect(&address);
+        let key = far.link_accepted();
+        peer.hello();
+        peer.open(1, "it", 0);
+        let id = far.opened(key);
+        peer.expect::<OpenReply>(Procedure::Open, PacketType::Reply, 1, Status::Ok);
+        peer.say(&data);
+        peer.say(cut);
+        peer.shut();
+        assert_eq!(peer.rest(), []);
+        let Err(SessionError::LinkLost(how)) = far.session_ended(key) else { panic!() };
+        assert_eq!(how.contains("in the middle of a packet"), !whole, "{how}");
+        assert!(far.ended(key, id).1.received >= 1000);
+    }
+}
+
+#[test]
+fn one_who_does_not_say_hello_in_time_is_let_go() {
+    let config = Config { hello_timeout: Some(Duration::from_millis(100)), ..Config::default() };
+    let (mut far, address) = far_with(|| Custom::new().0, config);
+    for bytes in [&[][..], &hello()[..14], &hello()[..40]] {
+        let mut peer = Raw::connect(&address);
+        peer.say(bytes);
+        let key = far.link_accepted();
+        assert_eq!(far.session_ended(key), Err(SessionError::HelloTimeout(Duration::from_millis(100))));
+        assert_eq!(peer.rest(), []);
+    }
+    // The time is HELLO's alone.
+    let mut peer = Raw::connect(&address);
+    peer.hello();
+    let key = far.link_accepted();
+    let mut other = Raw::connect(&address);
+    assert_eq!(other.rest(), []);
+    peer.ping();
+    assert!(
+        !far.unasked().iter().any(|report| matches!(report, Report::SessionEnded { session, .. } if *session == key))
+    );
+}
+
+#[test]
+fn a_peer_that_falls_silent_is_pinged_and_told_and_let_go() {
+    let limit = Duration::from_millis(200);
+    let config = Config { ping_interval: Duration::from_millis(50), silence_limit: limit, ..Config::default() };
+    let (mut far, address) = far_with(|| Custom::new().0, config);
+    for half in [&[][..], &data_packet(1, &[7; 1000])[..500]] {
+        let mut peer = Raw::connect(&address);
+        let key = far.link_accepted();
+        peer.hello();
+        peer.open(1, "it", 0);
+        peer.expect::<OpenReply>(Procedure::Open, PacketType::Reply, 1, Status::Ok);
+        peer.say(half);
+        peer.expect::<Ping>(Procedure::Ping, PacketType::Message, 0, Status::Ok);
+        let Close { code, rule, .. } = peer.closed();
+        assert_eq!((code, rule), (close::SILENT, 0));
+        assert_eq!(far.session_ended(key), Err(SessionError::Silent(limit)));
+        let id = far.opened(key);
+        far.ended(key, id).0.unwrap_err();
+    }
+}
+
+#[test]
+fn bistream_packets_before_hello_end_the_link_and_nothing_is_sent() {
+    use PacketType::{Call, Message, Reply, Stream};
+    let (mut far, address) = far();
+    let open = {
+        let open = virbistream::wire::Open { target: "it".into(), ..Default::default() };
+        packet(Procedure::Open, Call, 1, Status::Ok, &open)
+    };
+    let error = RemoteError::new(codes::RPC, 0, "no");
+    for (bytes, broken) in [
+        (open, Rule::HelloFirst),
+        (data_packet(1, b"hello"), Rule::HelloFirst),
+        (packet(Procedure::Data, Stream, 1, Status::Ok, &Finish { offset: 0 }), Rule::HelloFirst),
+        (packet(Procedure::Data, Stream, 1, Status::Error, &error), Rule::HelloFirst),
+        (
+            packet(Procedure::Credit, Message, 0, Status::Ok, &Credit { stream: 1, consumed: 0, limit: 1 }),
+            Rule::HelloFirst,
+        ),
+        (packet(Procedure::Stop, Message, 0, Status::Ok, &Stop { stream: 1 }), Rule::HelloFirst),
+        (packet(Procedure::Ping, Message, 0, Status::Ok, &Ping { token: 1 }), Rule::HelloFirst),
+        (
+            packet(Procedure::Close, Message, 0, Status::Ok, &Close { code: 0, rule: 0, text: String::new() }),
+            Rule::HelloFirst,
+        ),
+        (packet(Procedure::Hello, Reply, 1, Status::Error, &error), Rule::Reply),
+        (ours(Procedure::Ping, Call, 1, Status::Ok).encode(0).to_vec(), Rule::Header),
+        (legacy_call(PROGRAM, 1, 0x4253_0001 + 200, 1).to_vec(), Rule::Procedure),
+    ] {
+        let mut peer = Raw::connect(&address);
+        peer.say(&bytes);
+        // HELLO comes too late, and is not answered either.
+        let _ = peer.stream.write_all(&hello());
+        assert_eq!(peer.rest(), []);
+        assert_eq!(rule_broken(&mut far).0, broken);
+    }
+}
+
+#[test]
+fn a_hello_that_is_refused_is_told_why() {
+    let (mut far, address) = far();
+    let good = Hello {
+        min_version: BISTREAM_1,
+        max_version: BISTREAM_1,
+        offered: 0,
+        needed: 0,
+        limits: Limits { max_data: 65_536, max_streams: 1 },
+        extensions: Vec::new(),
+    };
+    for (hello, code, rule) in [
+        (Hello { min_version: 2, max_version: 3, ..good.clone() }, codes::OPERATION_UNSUPPORTED, Rule::Version),
+        (Hello { offered: 4, needed: 4, ..good.clone() }, codes::OPERATION_UNSUPPORTED, Rule::Feature),
+        (Hello { limits: Limits { max_data: 1, max_streams: 1 }, ..good }, codes::INVALID_ARG, Rule::Limits),
+    ] {
+        let mut peer = Raw::connect(&address);
+        peer.send(Procedure::Hello, PacketType::Call, 9, Status::Ok, &hello);
+        let error: RemoteError = peer.expect(Procedure::Hello, PacketType::Reply, 9, Status::Error);
+        assert_eq!((error.code, error.int2), (code, rule.number() as i32));
+        assert_eq!(peer.rest(), []);
+        let key = far.link_accepted();
+        assert_eq!(far.session_ended(key), Err(SessionError::RefusedPeer(Box::new(error))));
+    }
+}
+
+/// What libvirt answers to procedure 9999 of its remote program, to program 0x20001234 version 1, and to a program and
+/// a version whose numbers are negative when they are signed.
+const ANSWERS: [(u32, u32, u32, &str); 3] = [
+    (
+        PROGRAM,
+        1,
+        9999,
+        "
+        00000088 20008086 00000001 0000270f 00000001 00000003 00000001 00000027 00000007
+        00000001 00000017 756e6b6e 6f776e20 70726f63 65647572 653a2039 39393900 00000002 00000000
+        00000001 00000002 25730000 00000001 00000017 756e6b6e 6f776e20 70726f63 65647572 653a2039 39393900
+        00000000 ffffffff ffffffff 00000000",
+    ),
+    (
+        0x2000_1234,
+        1,
+        1,
+        "
+        000000a8 20001234 00000001 00000001 00000001 00000003 00000001 00000027 00000007
+        00000001 00000027 43616e6e 6f742066 696e6420 70726f67 72616d20 35333638 37353537 32207665 7273696f 6e203100
+        00000002 00000000 00000001 00000002 25730000
+        00000001 00000027 43616e6e 6f742066 696e6420 70726f67 72616d20 35333638 37353537 32207665 7273696f 6e203100
+        00000000 ffffffff ffffffff 00000000",
+    ),
+    (
+        0xdead_beef,
+        0xffff_ffff,
+        1,
+        "
+        000000b0 deadbeef ffffffff 00000001 00000001 00000003 00000001 00000027 00000007
+        00000001 00000029 43616e6e 6f742066 696e6420 70726f67 72616d20
+        2d353539 30333837 33372076 65727369 6f6e202d 31000000
+        00000002 00000000 00000001 00000002 25730000
+        00000001 00000029 43616e6e 6f742066 696e6420 70726f67 72616d20
+        2d353539 30333837 33372076 65727369 6f6e202d 31000000
+        00000000 ffffffff ffffffff 00000000",
+    ),
+];
+
+/// Calls in libvirt's way, and judges the answer byte by byte.
+#[track_caller]
+fn expect_libvirts_answers(peer: &mut Raw) {
+    for (program, version, procedure, answer) in ANSWERS {
+        peer.say(&legacy_call(program, version, procedure, 3));
+        assert_eq!(peer.receive_bytes(), from_hex(answer));
+    }
+}
+
+#[test]
+fn legacy_calls_are_answered_as_libvirt_does_and_hello_is_taken_afterwards() {
+    let (mut far, address) = far();
+    let mut peer = Raw::connect(&address);
+    expect_libvirts_answers(&mut peer);
+    // With arguments, in pieces.
+    let call = Header { program: PROGRAM, version: 1, procedure: 9999, kind: 0, serial: 3, status: 0 };
+    let call = [&call.encode(100)[..], &[0; 100]].concat();
+    for piece in call.chunks(33) {
+        peer.say(piece);
+    }
+    assert_eq!(peer.receive_bytes(), from_hex(ANSWERS[0].3));
+    peer.hello();
+    let key = far.link_accepted();
+    far.established(key);
+    // And while the session stands.
+    peer.open(1, "it", 0);
+    peer.expect::<OpenReply>(Procedure::Open, PacketType::Reply, 1, Status::Ok);
+    peer.data(1, b"between");
+    expect_libvirts_answers(&mut peer);
+    peer.data(1, b"calls");
+    peer.ping();
+    drop(peer);
+    let id = far.opened(key);
+    assert_eq!(far.ended(key, id).1.consumed, 12);
+}
+
+#[test]
+fn legacy_packets_that_are_no_calls_are_passed_over_in_silence() {
+    let (_far, address) = far();
+    let mut peer = Raw::connect(&address);
+    let call = Header { program: PROGRAM, version: 1, procedure: 9999, kind: 0, serial: 3, status: 0 };
+    for kind in [1, 2, 3, 5, 6, 7, 0xffff_ffff] {
+        for status in [0, 1, 2, 9] {
+            for program in [PROGRAM, 0x6b65_6570, 0xdead_beef] {
+                peer.say(&Header { program, kind, status, ..call }.encode(8));
+                peer.say(&[0xff; 8]);
+            }
+        }
+    }
+    // Had one of them been answered, that would stand before the answer to this.
+    expect_libvirts_answers(&mut peer);
+    peer.hello();
+    peer.ping();
+}
+
+#[test]
+fn one_who_calls_on_and_never_reads_the_answers_is_dropped() {
+    let (mut far, address) = far();
+    let mut peer = Raw::connect(&address);
+    let calls: Vec<u8> = (0..1000).flat_map(|serial| legacy_call(PROGRAM, 1, 9999, serial)).collect();
+    let key = far.link_accepted();
+    // Far more than the answers' way through the kernel can hold, on both sides.
+    let dropped = (0..10_000).find_map(|_| peer.stream.write_all(&calls).err()).expect("dropped");
+    assert!(matches!(dropped.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset), "{dropped}");
+    let Err(SessionError::LinkLost(how)) = far.session_ended(key) else { panic!() };
+    assert!(how.contains("without reading"), "{how}");
+    drop(peer);
+    assert!(far.stop().bytes_max < 4 << 20);
+}
+
+#[test]
+fn one_who_sends_beyond_its_credit_is_told_the_rule_and_others_go_on() {
+    let mut tunnel = Tunnel::with(|options, dir| {
+        with_stalled(options, dir);
+        options.config.window = 65_536;
+    });
+    let address = tunnel.far.listen(tunnel.options.clone());
+    let Carried { id, client, server } = tunnel.carry();
+    Pattern::new(1).write_to(&client, 50_000).unwrap();
+    let mut peer = Raw::connect(&address);
+    let key = tunnel.far.link_accepted();
+    peer.hello();
+    peer.open(1, "stalled", 0);
+    let reply: OpenReply = peer.expect(Procedure::Open, PacketType::Reply, 1, Status::Ok);
+    assert_eq!(reply.window, 65_536);
+    peer.data(1, &[7; 65_535]);
+    peer.data(1, &[7]);
+    // All that is its own; and now what is not.
+    peer.ping();
+    peer.data(1, &[7]);
+    let Close { code, rule, text } = peer.closed();
+    assert_eq!((code, rule), (close::VIOLATION, Rule::CreditOverrun.number()));
+    assert!(text.contains("65536"), "{text}");
+    let cause = SessionError::PeerMisbehaved { rule: Rule::CreditOverrun, detail: text };
+    assert_eq!(tunnel.far.session_ended(key), Err(cause.clone()));
+    let stalled = tunnel.far.opened(key);
+    let (ended, stats) = tunnel.far.ended(key, stalled);
+    assert_eq!((ended, stats.received), (Err(StreamError::Session(cause)), 65_536));
+    Pattern::new(1).check_from(&server, 50_000);
+    drop((client, server));
+    tunnel.ended_well(id);
+}
+
+#[test]
+fn one_who_breaks_a_rule_while_others_move_bytes_disturbs_none_of_them() {
+    let mut tunnel = Tunnel::new();
+    let address = tunnel.far.listen(tunnel.options.clone());
+    let Carried { id, client, server } = tunnel.carry();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            Pattern::new(1).write_to(&client, 64 << 20).unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        scope.spawn(|| {
+            for n in 0..50 {
+                let mut peer = Raw::connect(&address);
+                peer.hello();
+                peer.say([&data_packet(1, b"never opened")[..], b"GET / HTTP/1.1", &[0xff; 100]][n % 3]);
+                assert_eq!(peer.closed().code, close::VIOLATION);
+            }
+        });
+        Pattern::new(1).check_from(&server, 64 << 20);
+        assert_eq!(to_eof(&server), []);
+    });
+    drop((client, server));
+    tunnel.ended_well(id);
+}
+
+#[test]
+fn what_a_peer_that_never_reads_can_make_us_hold_is_bounded() {
+    const OPEN: u32 = 8;
+    let (mark, marks) = mpsc::channel();
+    let far = Node::without_reports();
+    let targets = Offer(move |request: &Request<'_>| match request.target {
+        "endless" => Decision::Accept(Box::new(Endless::new(Pattern::new(1), usize::MAX, mpsc::channel().0))),
+        "mark" => {
+            mark.send(()).unwrap();
+            Decision::Accept(Custom::new().0.boxed())
+        }
+        "sink" => Decision::Accept(Custom::new().0.boxed()),
+        _ => virbistream::io::Targets::open(&NoTargets, request),
+    });
+    let address = far.listen(SessionOptions { targets: Arc::new(targets), ..SessionOptions::default() });
+    let mut peer = Raw::connect(&address);
+    SockRef::from(&peer.stream).set_recv_buffer_size(4096).unwrap();
+    peer.hello();
+    for n in 0..OPEN {
+        peer.open(2 * n + 1, "endless", u64::MAX);
+    }
+    let mut id = 2 * OPEN + 1;
+    let mut next = || {
+        id += 2;
+        id
+    };
+    let gone = RemoteError::new(codes::OPERATION_ABORTED, 0, "x".repeat(1024));
+    for _ in 0..1000 {
+        for n in 0..OPEN {
+            let credit = Credit { stream: 2 * n + 1, consumed: 0, limit: u64::MAX };
+            peer.send(Procedure::Credit, PacketType::Message, 0, Status::Ok, &credit);
+        }
+        peer.send(Procedure::Ping, PacketType::Message, 0, Status::Ok, &Ping { token: 1 });
+        let id = next();
+        peer.open(id, "sink", 0);
+        peer.send(Procedure::Data, PacketType::Stream, id, Status::Error, &gone);
+        // Nor by what is none of ours.
+        peer.say(&Header { program: 1, version: 1, procedure: 1, kind: 2, serial: 0, status: 0 }.encode(4096));
+        peer.say(&[7; 4096]);
+    }
+    for _ in 0..250 {
+        peer.open(next(), &"unknown ".repeat(30), 0);
+    }
+    peer.open(next(), "mark", 0);
+    marks.recv_timeout(PATIENCE).expect("it is read to the end");
+    drop(peer);
+    let used = far.stop().bytes_max;
+    assert!(used < 3 << 20, "{used} bytes held");
+}
+
+#[test]
+fn refusals_that_are_never_read_end_the_session() {
+    let mut far = Node::start();
+    let address = far.listen(SessionOptions::default());
+    let mut peer = Raw::connect(&address);
+    SockRef::from(&peer.stream).set_recv_buffer_size(4096).unwrap();
+    let key = far.link_accepted();
+    peer.hello();
+    // Until the kernel holds no more, and 256 of ours.
+    let target = "x".repeat(255);
+    let mut writer = peer.stream.try_clone().unwrap();
+    let writing = thread::spawn(move || {
+        for n in 0.. {
+            let open = virbistream::wire::Open { target: target.clone(), ..Default::default() };
+            if writer.write_all(&packet(Procedure::Open, PacketType::Call, 2 * n + 1, Status::Ok, &open)).is_err() {
+                return;
+            }
+        }
+    });
+    let Err(SessionError::PeerMisbehaved { rule, .. }) = far.session_ended(key) else { panic!() };
+    assert_eq!(rule, Rule::OpenFlood);
+    drop(peer);
+    writing.join().unwrap();
+}
+
+#[test]
+fn a_legacy_peer_is_known_by_its_answer_to_hello() {
+    let mut near = Node::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address: Address = format!("tcp://{}", listener.local_addr().unwrap()).parse().unwrap();
+    for code in [codes::RPC, codes::NO_SUPPORT] {
+        let socket = Socket::connect(&address, PATIENCE).unwrap();
+        let key = near.handle.attach(socket, Side::Connecting, SessionOptions::default());
+        let mut peer = Raw::from(listener.accept().unwrap().0);
+        let (header, _) = peer.receive();
+        assert_eq!((header.packet_type(), header.packet_status()), (Some(PacketType::Call), Some(Status::Ok)));
+        let error = RemoteError::new(code, 7, "Prozedur nicht bekannt").with_ints(-1, -1);
+        peer.send(Procedure::Hello, PacketType::Reply, header.serial, Status::Error, &error);
+        assert_eq!(peer.rest(), [], "HELLO was all");
+        let told = near.wait("a legacy peer", |report| match report {
+            Report::Legacy { session, error } if *session == key => Some(error.clone()),
+            _ => None,
+        });
+        assert_eq!(told, error);
+        assert_eq!(near.session_ended(key), Ok(()));
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_answer_hello_is_given_up() {
+    let mut near = Node::start();
+    let (ours, mut theirs) = tcp_link();
+    let config = Config { hello_timeout: Some(Duration::from_millis(100)), ..Config::default() };
+    let options = SessionOptions { config, ..SessionOptions::default() };
+    let key = near.handle.attach(Socket::from_tcp(ours).unwrap(), Side::Connecting, options);
+    assert_eq!(near.session_ended(key), Err(SessionError::HelloTimeout(Duration::from_millis(100))));
+    let mut said = Vec::new();
+    theirs.set_read_timeout(Some(PATIENCE)).unwrap();
+    theirs.read_to_end(&mut said).unwrap();
+    assert_eq!(said.len(), HEADER_LEN + 36, "HELLO was all");
+}
