@@ -303,6 +303,21 @@ fn legacy_packets_that_are_no_calls_are_passed_over_in_silence() {
 }
 
 #[test]
+fn many_calls_at_once_are_all_answered() {
+    let (_far, address) = far();
+    let mut peer = Raw::connect(&address);
+    let calls: Vec<u8> = (0..1000).flat_map(|serial| legacy_call(PROGRAM, 1, 9999, serial)).collect();
+    let mut writer = peer.stream.try_clone().unwrap();
+    let writing = thread::spawn(move || writer.write_all(&calls).unwrap());
+    for serial in 0..1000 {
+        let (header, _) = peer.receive();
+        assert_eq!((header.procedure, header.serial), (9999, serial));
+    }
+    writing.join().unwrap();
+    peer.hello();
+}
+
+#[test]
 fn one_who_calls_on_and_never_reads_the_answers_is_dropped() {
     let (mut far, address) = far();
     let mut peer = Raw::connect(&address);

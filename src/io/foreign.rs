@@ -13,14 +13,17 @@ pub(super) struct Foreign {
 }
 
 impl Foreign {
-    /// A packet that is none of the session's has begun. False when too many answers wait already.
-    pub(super) fn on_header(&mut self, header: &Header) -> bool {
+    /// A packet that is none of the session's has begun.
+    pub(super) fn on_header(&mut self, header: &Header) {
         let is_call = matches!(header.packet_type(), Some(PacketType::Call | PacketType::CallWithFds));
-        if !is_call || header.packet_status() != Some(Status::Ok) {
-            return true;
+        if is_call && header.packet_status() == Some(Status::Ok) {
+            self.owed.push_back(*header);
         }
-        self.owed.push_back(*header);
-        self.owed.len() <= MAX_OWED
+    }
+
+    /// Whether more answers wait than may.
+    pub(super) fn is_over_full(&self) -> bool {
+        self.owed.len() > MAX_OWED
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -235,8 +235,9 @@ impl Peer {
                 self.ours = self.session.owns(&header);
                 if self.ours {
                     self.session.handle_header(cx.now, &header, payload_len)?;
-                } else if !self.foreign.on_header(&header) {
-                    self.on_link_end("a legacy client calls on without reading the answers");
+                } else {
+                    self.foreign.on_header(&header);
+                    self.answer_foreign(cx);
                 }
             }
             Piece::Payload { bytes, remaining } if self.ours => {
@@ -250,6 +251,17 @@ impl Peer {
             Piece::Payload { .. } => {}
         }
         Ok(())
+    }
+
+    /// Answers go out with the turn, unless there are too many for that. Those that the link does not take then are not
+    /// being read.
+    fn answer_foreign(&mut self, cx: &mut Context<'_>) {
+        if self.foreign.is_over_full() {
+            self.transmit(cx);
+        }
+        if self.foreign.is_over_full() {
+            self.on_link_end("a legacy client calls on without reading the answers");
+        }
     }
 
     /// What came of handing bytes, or the end of them, to a handler.
