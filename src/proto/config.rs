@@ -31,10 +31,17 @@ pub struct Config {
     pub silence_limit: Duration,
 }
 
+/// As good as never, and no clock overflows: a hundred years.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 impl Config {
     pub(super) fn in_range(mut self) -> Self {
         self.max_data = self.max_data.clamp(DATA_MIN, DATA_MAX);
         self.window = self.window.max(u64::from(DATA_MIN));
+        self.hello_timeout = self.hello_timeout.map(|timeout| timeout.min(LONGEST));
+        for time in [&mut self.open_timeout, &mut self.ping_interval, &mut self.silence_limit] {
+            *time = LONGEST.min(*time);
+        }
         self
     }
 }

@@ -7,9 +7,9 @@ use super::event::Event;
 use super::session::{Session, Side, State};
 use super::stream::{State as StreamState, Stream, StreamId, owed, rule_error};
 use crate::wire::{
-    BISTREAM_1, Body, Close, Credit, DATA_MAX, DATA_MIN, Extension, Finish, Header, Hello, HelloReply, Limits, Open,
-    OpenReply, PRIORITY_MAX, PacketType, Ping, Procedure, RemoteError, Rule, Status, Stop, close, codes, decode_body,
-    domains, is_valid_target,
+    BISTREAM_1, Body, BodyError, Close, Credit, DATA_MAX, DATA_MIN, Extension, Finish, Header, Hello, HelloReply,
+    Limits, Open, OpenReply, PRIORITY_MAX, PacketType, Ping, Procedure, RemoteError, Rule, Status, Stop, close, codes,
+    decode_body, domains, is_valid_target,
 };
 
 /// Feature bits that this library can do.
@@ -176,11 +176,18 @@ impl Session {
         if !hello && !stands {
             return Err(self.misbehaved(Rule::HelloFirst, format!("procedure {:#x} before HELLO", header.procedure)));
         }
-        if payload_len > message.max_len() {
-            let detail = format!("a body of {payload_len} bytes, longest is {}", message.max_len());
-            return Err(self.misbehaved(Rule::Body, detail));
+        let max = message.max_len();
+        if payload_len <= max {
+            return Ok(Incoming::Body(message, Vec::new()));
         }
-        Ok(Incoming::Body(message, Vec::new()))
+        let error = BodyError::TooLong { what: "a body", len: payload_len, max };
+        match message {
+            // The call is refused; what comes of it is passed over.
+            Message::Hello { serial } => self.on_hello(serial, Err(error))?,
+            Message::Open(id) => self.on_open(id, Err(error))?,
+            _ => return Err(self.misbehaved(Rule::Body, error.to_string())),
+        }
+        Ok(Incoming::Discard)
     }
 
     /// What the header says this is; `None` is DATA.
@@ -251,10 +258,10 @@ impl Session {
 
     fn on_message(&mut self, now: Instant, message: Message, body: &[u8]) -> Result<(), SessionError> {
         match message {
-            Message::Hello { serial } => self.on_hello(serial, body),
+            Message::Hello { serial } => self.on_hello(serial, decode_body(body)),
             Message::HelloReply => self.on_hello_reply(body),
             Message::HelloRefused => self.on_hello_refused(body),
-            Message::Open(id) => self.on_open(id, body),
+            Message::Open(id) => self.on_open(id, decode_body(body)),
             Message::OpenReply(id) => self.on_open_reply(id, body),
             Message::OpenRefused(id) => self.on_open_refused(id, body),
             Message::Finish(id) => self.on_finish(id, body),
@@ -278,11 +285,11 @@ impl Session {
         decode_body(body).map_err(|error| self.misbehaved(Rule::Body, error.to_string()))
     }
 
-    fn on_hello(&mut self, serial: u32, body: &[u8]) -> Result<(), SessionError> {
+    fn on_hello(&mut self, serial: u32, hello: Result<Hello, BodyError>) -> Result<(), SessionError> {
         if self.side == Side::Connecting || self.state != State::AwaitingHello {
             return Err(self.misbehaved(Rule::HelloOnce, "a second HELLO, or one from the accepting side".into()));
         }
-        match judge_hello(body) {
+        match judge_hello(hello) {
             Ok(hello) => {
                 self.peer = hello.limits;
                 self.owed.hello_reply = Some((serial, Ok(())));
@@ -301,6 +308,8 @@ impl Session {
 
     fn on_hello_reply(&mut self, body: &[u8]) -> Result<(), SessionError> {
         self.check_hello_sent()?;
+        // It took our HELLO, so it is told why we go if we do.
+        self.hello_stands();
         let reply: HelloReply = self.body(body)?;
         if reply.version != BISTREAM_1 || reply.features & !FEATURES != 0 || !in_range(reply.limits) {
             let detail = format!("version {}, features {:#x}, {:?}", reply.version, reply.features, reply.limits);
@@ -310,7 +319,6 @@ impl Session {
             return Err(self.misbehaved(Rule::Extension, "the reply to HELLO needs an extension".into()));
         }
         self.peer = reply.limits;
-        self.hello_stands();
         self.event(Event::Established { version: reply.version, features: reply.features, limits: reply.limits });
         Ok(())
     }
@@ -348,7 +356,7 @@ impl Session {
         Err(self.misbehaved(Rule::Reply, "a reply to no HELLO".into()))
     }
 
-    fn on_open(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
+    fn on_open(&mut self, id: u32, request: Result<Open, BodyError>) -> Result<(), SessionError> {
         if id == 0 || self.side.owns_id(id) {
             return Err(self.misbehaved(Rule::IdParity, format!("OPEN with id {id}")));
         }
@@ -356,7 +364,7 @@ impl Session {
             return Err(self.misbehaved(Rule::IdReused, format!("OPEN with id {id} after {}", self.peer_last_id)));
         }
         self.peer_last_id = id;
-        match self.judge_open(body) {
+        match self.judge_open(request) {
             Ok(request) => {
                 let priority = u8::try_from(request.priority).unwrap_or_default();
                 let mut stream = Stream::new(StreamState::Pending, false, priority, self.config.window);
@@ -381,8 +389,8 @@ impl Session {
     }
 
     /// The request, with a window reserved for it; or what the peer is told.
-    fn judge_open(&mut self, body: &[u8]) -> Result<Open, RemoteError> {
-        let request: Open = decode_body(body).map_err(|error| {
+    fn judge_open(&mut self, request: Result<Open, BodyError>) -> Result<Open, RemoteError> {
+        let request = request.map_err(|error| {
             RemoteError::new(codes::INVALID_ARG, domains::STREAMS, error.to_string())
                 .with_ints(0, rule_number(Rule::Body))
         })?;
@@ -410,17 +418,20 @@ impl Session {
             return Err(self.misbehaved(Rule::Reply, format!("a reply to no OPEN, id {id}")));
         }
         match self.stream_state(id) {
-            Some(StreamState::Opening(_)) => Ok(true),
+            Some(StreamState::Opening(None)) => Ok(true),
+            Some(StreamState::Opening(Some(_))) => {
+                Err(self.misbehaved(Rule::Reply, format!("a reply to OPEN {id}, which was not sent yet")))
+            }
             Some(StreamState::Open) => Err(self.misbehaved(Rule::Reply, format!("a second reply to OPEN {id}"))),
             _ => Ok(false),
         }
     }
 
     fn on_open_reply(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
-        let reply: OpenReply = self.body(body)?;
         if !self.is_reply_awaited(id)? {
             return Ok(());
         }
+        let reply: OpenReply = self.body(body)?;
         if needs_unknown(&reply.extensions) {
             self.stream_misbehaved(id, Rule::Extension);
             return Ok(());
@@ -435,19 +446,20 @@ impl Session {
     }
 
     fn on_open_refused(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
-        let error: RemoteError = self.body(body)?;
         if self.is_reply_awaited(id)? {
+            let error: RemoteError = self.body(body)?;
             self.ended_by_peer(id, StreamError::Refused(Box::new(error)));
         }
         Ok(())
     }
 
     fn on_finish(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
-        let Finish { offset } = self.body(body)?;
         let Some(stream) = self.standing(id, "finish")? else { return Ok(()) };
-        if stream.receiving.finished.is_some() {
+        let (finished, received) = (stream.receiving.finished, stream.receiving.offset);
+        let Finish { offset } = self.body(body)?;
+        if finished.is_some() {
             self.stream_misbehaved(id, Rule::AfterFinish);
-        } else if stream.receiving.offset != offset {
+        } else if offset != received {
             self.stream_misbehaved(id, Rule::FinalOffset);
         } else {
             self.event(Event::Finished(StreamId(id)));
@@ -463,11 +475,11 @@ impl Session {
     }
 
     fn on_reset(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
-        let error: RemoteError = self.body(body)?;
         match self.stream_state(id) {
             None => self.check_known(id),
             Some(StreamState::Refused(_) | StreamState::Reset(_)) => Ok(()),
             Some(_) => {
+                let error: RemoteError = self.body(body)?;
                 self.ended_by_peer(id, StreamError::Reset(Box::new(error)));
                 Ok(())
             }
@@ -556,10 +568,10 @@ impl Session {
     }
 }
 
-fn judge_hello(body: &[u8]) -> Result<Hello, RemoteError> {
+fn judge_hello(hello: Result<Hello, BodyError>) -> Result<Hello, RemoteError> {
     let refuse =
         |code, rule: Rule, text: String| RemoteError::new(code, domains::RPC, text).with_ints(0, rule_number(rule));
-    let hello: Hello = decode_body(body).map_err(|error| refuse(codes::INVALID_ARG, Rule::Body, error.to_string()))?;
+    let hello = hello.map_err(|error| refuse(codes::INVALID_ARG, Rule::Body, error.to_string()))?;
     if !(hello.min_version..=hello.max_version).contains(&BISTREAM_1) {
         let text = format!("versions {} to {} offered, {BISTREAM_1} spoken", hello.min_version, hello.max_version);
         return Err(refuse(codes::OPERATION_UNSUPPORTED, Rule::Version, text));

@@ -7,7 +7,7 @@ use super::event::Event;
 use super::liveness::Liveness;
 use super::receive::Incoming;
 use super::schedule::Schedule;
-use super::stream::{State as StreamState, Stream, StreamId, StreamMut, StreamStats, owed};
+use super::stream::{State as StreamState, Stream, StreamId, StreamMut, owed};
 use super::transmit::Owed;
 use crate::wire::{
     EXTENSION_LEN, EXTENSIONS_MAX, Extension, Header, Limits, Open, PRIORITY_MAX, ProgramId, RemoteError, Rule, close,
@@ -200,10 +200,10 @@ impl Session {
         if self.open_ours >= self.peer.max_streams {
             return Err(OpenError::StreamLimit(self.peer.max_streams));
         }
+        let id = self.next_id.ok_or(OpenError::IdsExhausted)?;
         if !self.reserve_window() {
             return Err(OpenError::MemoryBudget);
         }
-        let id = self.next_id.ok_or(OpenError::IdsExhausted)?;
         self.next_id = id.checked_add(2);
         self.open_ours += 1;
         self.forget_answered();
@@ -290,20 +290,19 @@ impl Session {
 
     /// Whether the id was ever opened, by whichever side it belongs to.
     pub(super) fn is_known(&self, id: u32) -> bool {
-        if self.side.owns_id(id) {
+        if id == 0 {
+            false
+        } else if self.side.owns_id(id) {
             self.next_id.is_none_or(|next| id < next)
         } else {
-            id != 0 && id <= self.peer_last_id
+            id <= self.peer_last_id
         }
     }
 
     pub(super) fn reserve_window(&mut self) -> bool {
-        let sum = self.reserved.saturating_add(self.config.window);
-        let fits = sum <= self.config.memory_budget;
-        if fits {
-            self.reserved = sum;
-        }
-        fits
+        let sum = self.reserved.checked_add(self.config.window).filter(|sum| *sum <= self.config.memory_budget);
+        self.reserved = sum.unwrap_or(self.reserved);
+        sum.is_some()
     }
 
     /// Every change of a stream goes through here, so that queues and counts follow it.
@@ -356,20 +355,19 @@ impl Session {
 
     /// Ends a stream by our own decision: tells the peer and the owner.
     pub(super) fn fail(&mut self, id: StreamId, tell_peer: RemoteError, error: StreamError) {
-        let mut stats = StreamStats::default();
+        let stats = self.stream_ref(id).map(Stream::stats).unwrap_or_default();
+        // The event first: the session may end with this stream.
+        self.event(Event::Failed { id, error, stats });
         let _ = self.change(id, |stream| {
-            stats = stream.stats();
             stream.reset(tell_peer);
             Ok(())
         });
-        self.event(Event::Failed { id, error, stats });
     }
 
-    /// The peer broke a rule whose scope is the session. On a link without HELLO nothing is said to it.
+    /// The peer broke a rule whose scope is the session.
     pub(super) fn misbehaved(&mut self, rule: Rule, detail: String) -> SessionError {
-        let stands = matches!(self.state, State::Established | State::Draining);
         let error = SessionError::PeerMisbehaved { rule, detail };
-        self.end(Err(error.clone()), stands.then_some((close::VIOLATION, rule.number())));
+        self.end(Err(error.clone()), Some((close::VIOLATION, rule.number())));
         error
     }
 
@@ -380,7 +378,8 @@ impl Session {
         }
     }
 
-    /// Ends the session, once: the first cause stays. `say` is the code and rule of the CLOSE that tells the peer.
+    /// Ends the session, once: the first cause stays. `say` is the code and rule of the CLOSE that tells the peer, if HELLO
+    /// stands: otherwise it is told nothing.
     pub(super) fn end(&mut self, cause: Result<(), SessionError>, say: Option<(u32, u32)>) {
         if matches!(self.state, State::Closed(_)) {
             return;
@@ -402,7 +401,11 @@ impl Session {
             SessionError::PeerMisbehaved { detail, .. } => detail.clone(),
             other => other.to_string(),
         });
-        self.owed = Owed { close: say.map(|(code, rule)| (code, rule, text.unwrap_or_default())), ..Owed::default() };
+        let stands = matches!(self.state, State::Established | State::Draining);
+        let close = say.filter(|_| stands).map(|(code, rule)| (code, rule, text.unwrap_or_default()));
+        // To a peer that waits for the reply to its HELLO, CLOSE means nothing without it.
+        let hello_reply = self.owed.hello_reply.take().filter(|_| close.is_some());
+        self.owed = Owed { hello_reply, close, ..Owed::default() };
         self.state = State::Closed(cause.clone());
         self.event(Event::Closed(cause));
     }
@@ -424,4 +427,26 @@ impl Session {
 
 pub(super) fn fit(extensions: &[Extension]) -> bool {
     extensions.len() <= EXTENSIONS_MAX && extensions.iter().all(|extension| extension.value.len() <= EXTENSION_LEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No test has the time to use up 2³¹ ids.
+    #[test]
+    fn a_session_without_ids_opens_no_stream_and_reserves_nothing() {
+        let now = Instant::now();
+        let mut session = Session::connect(Config::default(), now);
+        session.hello_stands();
+        session.peer.max_streams = 2;
+        session.next_id = Some(u32::MAX);
+        let request = || Open { target: "vda".into(), ..Open::default() };
+        assert_eq!(session.open(now, request()), Ok(StreamId(u32::MAX)));
+        let granted = session.granted();
+        assert_eq!(session.open(now, request()), Err(OpenError::IdsExhausted));
+        assert_eq!(session.granted(), granted);
+        assert!(session.is_known(u32::MAX) && session.is_known(1), "those it has used are known");
+        assert!(session.stream(StreamId(u32::MAX)).is_some(), "and what it has is unharmed");
+    }
 }

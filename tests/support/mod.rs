@@ -1,0 +1,36 @@
+//! What the session tests share: packets as a peer sees them, a scripted peer, and two sessions joined.
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
+
+mod ledger;
+mod packet;
+mod pair;
+mod probe;
+
+use virbistream::proto::{Config, Side};
+use virbistream::wire::{Open, RemoteError, domains};
+
+pub(crate) use ledger::Ledger;
+pub(crate) use packet::{Packet, raw, split};
+pub(crate) use pair::{End, Ending, Flow, Pair, Sink};
+pub(crate) use probe::{Probe, hello, hello_reply, number};
+
+pub(crate) const SIDES: [Side; 2] = [Side::Connecting, Side::Accepting];
+
+/// Small enough that every limit is soon met.
+pub(crate) fn small() -> Config {
+    Config { max_data: 4096, max_streams: 4, window: 8192, memory_budget: 8 * 8192, ..Config::default() }
+}
+
+pub(crate) fn open(target: &str) -> Open {
+    Open { target: target.into(), ..Open::default() }
+}
+
+pub(crate) fn error(code: i32, text: &str) -> RemoteError {
+    RemoteError::new(code, domains::STREAMS, text)
+}
+
+/// The byte at an offset of one direction of a stream: `odd` says that the connecting side sends it.
+pub(crate) fn byte(id: u32, odd: bool, offset: u64) -> u8 {
+    let mixed = (offset ^ (u64::from(id) << 40) ^ (u64::from(odd) << 39)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed.to_be_bytes()[0]
+}
