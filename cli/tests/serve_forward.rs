@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
 use support::bytes::{MIB, Noise};
 use support::echo::{Accepted, accept_on, assert_echoes, assert_ends, connect, echo_on};
 use support::tool::{Ends, links_accepted};
@@ -184,6 +185,44 @@ fn who_closes_without_reading_stops_the_writer_and_what_it_said_arrives() {
         assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
     }
     setup.end(had);
+}
+
+#[test]
+fn what_a_full_tunnel_holds_arrives_though_its_writer_is_gone() {
+    let setup = Setup::new();
+    let had = setup.ends.descriptors();
+    for (client_closes, leaves_unread) in [(true, false), (true, true), (false, false), (false, true)] {
+        let (client, target) = setup.stream();
+        let (closes, mut stays) = if client_closes { (client, target) } else { (target, client) };
+        if leaves_unread {
+            stays.write_all(b"never read").expect("room for it");
+            assert_eq!(peek(&closes), b"never read".len());
+        }
+        let bytes = Noise::new(10).bytes(MUCH);
+        let held = fill(&closes, &bytes);
+        assert!(held >= MIB as usize, "only {held} bytes went in");
+        drop(closes);
+        let mut read = vec![0; held];
+        stays.read_exact(&mut read).expect("all that the tunnel held");
+        assert!(read == bytes[..held], "the bytes as they went in");
+        assert_ends(&stays);
+    }
+    setup.end(had);
+}
+
+/// Writes until nothing more goes in, and says how much did.
+#[track_caller]
+fn fill(mut stream: &UnixStream, bytes: &[u8]) -> usize {
+    stream.set_nonblocking(true).expect("an open socket");
+    let (mut held, mut last) = (0, Instant::now());
+    wait_for("a stream that stands still", PATIENCE, || {
+        match stream.write(&bytes[held..]) {
+            Ok(written) => (held, last) = (held + written, Instant::now()),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
+        }
+        // Standing still shows in nothing but time.
+        (last.elapsed() > Duration::from_millis(300)).then_some(held)
+    })
 }
 
 /// Waits until something can be read, and says how much, without taking it.
