@@ -356,8 +356,11 @@ fn a_hosts_own_loop_drives_a_dispatcher_by_its_descriptor() {
     let socket = Socket::connect(&address, PATIENCE).unwrap();
     let options = SessionOptions { targets: Arc::new(NoTargets), ..SessionOptions::default() };
     let key = handle.attach(socket, Side::Connecting, options);
-    let (client, inner) = UnixStream::pair().unwrap();
-    let mut relay = Some(UnixRelay::new(inner).unwrap());
+    // It waits in the backlog of a forward.
+    let door = Address::Unix(dir.path().join("door.sock"));
+    let listener = Listener::bind(&door, Permissions::default()).unwrap();
+    let forward = handle.forward(listener, Open { target: "disk".into(), ..Open::default() });
+    let client = UnixStream::connect(dir.path().join("door.sock")).unwrap();
 
     let mut host = Poll::new().unwrap();
     host.registry().register(&mut SourceFd(&dispatcher.as_raw_fd()), Token(0), Interest::READABLE).unwrap();
@@ -374,10 +377,7 @@ fn a_hosts_own_loop_drives_a_dispatcher_by_its_descriptor() {
             }
             for report in reports.try_iter() {
                 match report {
-                    Report::Established { .. } => {
-                        let open = Open { target: "disk".into(), ..Open::default() };
-                        handle.open(key, open, Box::new(relay.take().unwrap()));
-                    }
+                    Report::Established { .. } => handle.route(forward, Some(key)),
                     Report::StreamEnded { cause, stats, .. } => {
                         assert_eq!(cause, Ok(()));
                         return stats;

@@ -366,6 +366,19 @@ fn one_who_sends_beyond_its_credit_is_told_the_rule_and_others_go_on() {
 }
 
 #[test]
+fn the_last_word_reaches_one_who_goes_on_sending() {
+    let (mut far, address) = far();
+    let mut peer = Raw::connect(&address);
+    peer.hello();
+    // All of it is taken: a socket closed with bytes unread would answer with a TCP reset.
+    peer.say(&data_packet(1, &[7; 1000]).repeat(8000));
+    peer.shut();
+    let Close { code, rule, .. } = peer.closed();
+    assert_eq!((code, rule), (close::VIOLATION, Rule::IdUnknown.number()));
+    assert_eq!(rule_broken(&mut far).0, Rule::IdUnknown);
+}
+
+#[test]
 fn one_who_breaks_a_rule_while_others_move_bytes_disturbs_none_of_them() {
     let mut tunnel = Tunnel::new();
     let address = tunnel.far.listen(tunnel.options.clone());
@@ -438,6 +451,23 @@ fn what_a_peer_that_never_reads_can_make_us_hold_is_bounded() {
     drop(peer);
     let used = far.stop().bytes_max;
     assert!(used < 3 << 20, "{used} bytes held");
+}
+
+#[test]
+fn a_link_that_takes_nothing_does_not_outlive_its_session() {
+    let (reached, marks) = mpsc::channel();
+    // More than the kernel takes for a peer that does not read: something of it is on its way out for good.
+    let source = move || Endless::new(Pattern::new(1), 300_000, reached.clone());
+    let (mut far, address) = far_with(source, Config::default());
+    let mut peer = Raw::connect(&address);
+    SockRef::from(&peer.stream).set_recv_buffer_size(4096).unwrap();
+    let key = far.link_accepted();
+    peer.hello();
+    peer.open(1, "endless", u64::MAX);
+    marks.recv_timeout(PATIENCE).unwrap();
+    far.handle.shutdown("the end");
+    assert_eq!(far.session_ended(key), Err(SessionError::Shutdown("the end".into())));
+    far.join();
 }
 
 #[test]

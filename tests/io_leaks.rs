@@ -22,8 +22,8 @@ use virbistream::wire::Open;
 /// What is open at a time.
 const AT_ONCE: usize = 100;
 
-/// Bytes that may differ.
-const TOLERANCE: i64 = 1024;
+/// Bytes that a thousand streams may leave: a hash table grows by chance, once.
+const TOLERANCE: i64 = 8 * 1024;
 
 /// How often each kind of report came.
 #[derive(Default)]
@@ -196,20 +196,19 @@ impl Pair {
         drop(clients);
     }
 
-    /// Sessions that end with their streams: by agreement, or cut off.
+    /// Sessions, of one stream each, that end with it: by agreement, or cut off.
     fn sessions(&mut self, _key: SessionKey) {
-        const SESSIONS: usize = 10;
-        for n in 0..SESSIONS {
+        for n in 0..AT_ONCE {
             let (key, link) = self.connect();
             let (ended, over) = (self.counted(|counts| &counts.ended), self.counted(|counts| &counts.sessions_ended));
-            let carried = self.carry(key, AT_ONCE / SESSIONS);
+            let carried = self.carry(key, 1);
             if n % 2 == 0 {
                 self.near.handle.close(key);
                 drop(carried);
             } else {
                 link.shutdown(Shutdown::Both).unwrap();
             }
-            self.count(AT_ONCE / SESSIONS, |counts| &counts.ended, ended);
+            self.count(1, |counts| &counts.ended, ended);
             self.count(1, |counts| &counts.sessions_ended, over);
         }
     }
@@ -244,6 +243,6 @@ fn a_thousand_streams_and_their_sessions_leave_no_descriptor_and_no_memory_behin
             (0..1000 / AT_ONCE).for_each(|_| kind(&mut pair, key));
             settle(&mut pair);
         });
-        assert!(used.bytes_current.abs() <= TOLERANCE, "{name}: {used:?}");
+        assert!(used.count_current.abs() <= 4 && used.bytes_current.abs() <= TOLERANCE, "{name}: {used:?}");
     }
 }
