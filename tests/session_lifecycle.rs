@@ -475,6 +475,22 @@ fn reset_ends_both_directions_and_what_is_under_way_is_discarded() {
 }
 
 #[test]
+fn behind_a_reset_nothing_is_said_of_the_stream() {
+    let mut probe = Probe::established(SIDES[0], small());
+    probe.consumes = false;
+    let id = probe.opened();
+    probe.hear(&Packet::Data(id, vec![0; 4096]));
+    probe.stream(id).reset(error(1, ""));
+    probe.stream(id).consumed(4096).unwrap();
+    assert_eq!(probe.stream(id).finish(), Err(Misuse::State));
+    assert_eq!(probe.stream(id).stop(), Err(Misuse::State));
+    probe.stream(id).ready();
+    probe.stream(id).reset(error(2, ""));
+    assert_eq!(probe.session.poll_grant(), None);
+    assert_eq!(probe.speak(), [Packet::Reset(id, error(1, ""))]);
+}
+
+#[test]
 fn resets_that_cross_end_the_stream_once() {
     let mut pair = pair();
     let id = pair.opened(End::Connecting, open("vda"));
@@ -486,6 +502,33 @@ fn resets_that_cross_end_the_stream_once() {
     for end in End::BOTH {
         assert_eq!(pair.at(end).session.stream_count(), 0);
         assert_eq!(pair.flow(end, id).ending, Some(Ending::Dismissed));
+    }
+}
+
+/// The peer counts on the place of a stream that it has reset, whatever we still had to say of it.
+#[test]
+fn a_reset_by_the_peer_frees_the_place_of_what_we_had_ended_and_not_yet_said() {
+    type End = fn(&mut Probe, u32);
+    let ends: [End; 3] = [
+        |probe, id| probe.stream(id).refuse(error(1, "")).unwrap(),
+        |probe, id| probe.stream(id).reset(error(1, "")),
+        |probe, id| {
+            probe.stream(id).accept().unwrap();
+            probe.speak();
+            probe.stream(id).reset(error(1, ""));
+        },
+    ];
+    for side in SIDES {
+        for end in ends {
+            let mut probe = Probe::established(side, Config { max_streams: 1, ..small() });
+            let id = probe.asked(probe.theirs(0));
+            end(&mut probe, id);
+            probe.hear(&Packet::Reset(id, error(2, "")));
+            assert_eq!((probe.session.stream_count(), probe.session.granted()), (0, 0));
+            assert_eq!(probe.speak(), [], "and of the old one nothing more is said");
+            let next = probe.accepted(probe.theirs(1));
+            probe.moves(next);
+        }
     }
 }
 

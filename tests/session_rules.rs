@@ -295,8 +295,6 @@ fn packets_for_a_stream_that_was_refused_are_passed_over() {
         let refused = probe.asked(probe.theirs(2));
         probe.stream(refused).refuse(error(1, "")).unwrap();
         probe.news();
-        // Its opener may reset it while the refusal is under way, or not even said.
-        probe.hear(&Packet::Reset(refused, error(1, "")));
         assert_eq!(probe.speak(), [Packet::OpenRefused(refused, error(1, ""))]);
         discards(&mut probe, refused);
         discards(&mut probe, by_peer);

@@ -477,7 +477,14 @@ impl Session {
     fn on_reset(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
         match self.stream_state(id) {
             None => self.check_known(id),
-            Some(StreamState::Refused(_) | StreamState::Reset(_)) => Ok(()),
+            Some(StreamState::Refused(_) | StreamState::Reset(_)) => {
+                // The peer has forgotten it and counts on its place: what we owe of it would only be discarded.
+                let _ = self.change(StreamId(id), |stream| {
+                    stream.owed = 0;
+                    Ok(())
+                });
+                Ok(())
+            }
             Some(_) => {
                 let error: RemoteError = self.body(body)?;
                 self.ended_by_peer(id, StreamError::Reset(Box::new(error)));

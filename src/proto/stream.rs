@@ -282,7 +282,8 @@ impl StreamMut<'_> {
     /// [`Misuse::BeyondReceived`] when that is more than was received.
     pub fn consumed(self, bytes: u64) -> Result<(), Misuse> {
         self.change(|stream| {
-            if stream.receiving.stopped {
+            // Behind STOP or a reset nothing is said of what was delivered.
+            if stream.receiving.stopped || stream.has_failed() {
                 return Ok(());
             }
             if !stream.receiving.consume(bytes) {

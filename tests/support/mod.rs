@@ -6,6 +6,7 @@ mod packet;
 mod pair;
 mod probe;
 
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use virbistream::proto::{Config, Side};
 use virbistream::wire::{Open, RemoteError, domains};
 
@@ -33,4 +34,15 @@ pub(crate) fn error(code: i32, text: &str) -> RemoteError {
 pub(crate) fn byte(id: u32, odd: bool, offset: u64) -> u8 {
     let mixed = (offset ^ (u64::from(id) << 40) ^ (u64::from(odd) << 39)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed.to_be_bytes()[0]
+}
+
+/// So many cases, the same each time, unless the environment asks for others (`PROPTEST_CASES`, `PROPTEST_RNG_SEED`).
+pub(crate) fn settings(cases: u32) -> ProptestConfig {
+    let asked = ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() };
+    let is_asked = |what| std::env::var_os(what).is_some();
+    ProptestConfig {
+        cases: if is_asked("PROPTEST_CASES") { asked.cases } else { cases },
+        rng_seed: if is_asked("PROPTEST_RNG_SEED") { asked.rng_seed } else { RngSeed::Fixed(1) },
+        ..asked
+    }
 }

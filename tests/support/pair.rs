@@ -190,6 +190,9 @@ impl Pair {
     /// The source ends behind what was written.
     pub(crate) fn finish(&mut self, end: End, id: u32) {
         self.with(end, id, |stream, flow| {
+            if flow.ending.is_some() {
+                return;
+            }
             flow.ended = true;
             if flow.open && flow.sent == flow.written {
                 stream.finish().unwrap();

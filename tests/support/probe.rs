@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use virbistream::proto::{CONTROL_MAX, Config, Event, Session, SessionError, Side, StreamId, StreamMut};
+use virbistream::proto::{CONTROL_MAX, Config, Event, Session, SessionError, Side, StreamId, StreamMut, StreamStats};
 use virbistream::wire::{Decoder, HEADER_LEN, Hello, HelloReply, Limits, Open, PACKET_MAX, Piece};
 
 use super::{Packet, open, split};
@@ -39,6 +39,8 @@ pub(crate) struct Probe {
     pub(crate) consumes: bool,
     /// The peer's bytes come in pieces of so many.
     pub(crate) piece: usize,
+    /// The packet that is arriving is not BiStream's.
+    foreign: bool,
     decoder: Decoder,
     ids: BTreeMap<u32, StreamId>,
 }
@@ -59,6 +61,7 @@ impl Probe {
             given: BTreeMap::new(),
             consumes: true,
             piece: usize::MAX,
+            foreign: false,
             decoder: Decoder::new(PACKET_MAX),
             ids: BTreeMap::new(),
         }
@@ -108,9 +111,13 @@ impl Probe {
             let result = match self.decoder.decode(&mut input) {
                 Ok(None) => return Ok(()),
                 Ok(Some(Piece::Header { header, payload_len })) => {
-                    assert!(self.session.owns(&header));
+                    self.foreign = !self.session.owns(&header);
+                    if self.foreign {
+                        continue;
+                    }
                     self.session.handle_header(self.now, &header, payload_len).map(|()| None)
                 }
+                Ok(Some(Piece::Payload { .. })) if self.foreign => continue,
                 Ok(Some(Piece::Payload { bytes, remaining })) => {
                     self.session.handle_payload(self.now, bytes, remaining)
                 }
@@ -194,6 +201,15 @@ impl Probe {
         self.session.stream(id).unwrap_or_else(|| panic!("stream {id} is over"))
     }
 
+    /// A stream that was opened by hand.
+    pub(crate) fn know(&mut self, id: StreamId) {
+        self.ids.insert(id.number(), id);
+    }
+
+    pub(crate) fn stream_stats(&mut self, id: u32) -> Option<StreamStats> {
+        Some(self.session.stream(*self.ids.get(&id)?)?.stats())
+    }
+
     pub(crate) fn has_stream(&mut self, id: u32) -> bool {
         self.ids.get(&id).is_some_and(|id| self.session.stream(*id).is_some())
     }
@@ -201,7 +217,7 @@ impl Probe {
     /// The session asks for a stream, and says so.
     pub(crate) fn ask(&mut self, request: Open) -> u32 {
         let id = self.session.open(self.now, request).unwrap();
-        self.ids.insert(id.number(), id);
+        self.know(id);
         self.speak();
         id.number()
     }
