@@ -9,8 +9,8 @@ const CLASSES: usize = PRIORITY_MAX as usize + 1;
 /// Bytes a stream may send in one turn.
 pub(super) const QUANTUM: u32 = 262_120;
 
-/// A class that has been passed over for this many bytes gets a turn: a sixteenth, at quantum-sized turns.
-const PATIENCE: u64 = 15 * QUANTUM as u64;
+/// Bytes of other classes for one of a class that waits: it gets a sixteenth.
+const PATIENCE: u64 = 15;
 
 /// The streams that may have something to send. One that turns out not to is taken out when its turn comes.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub(super) struct Schedule {
 #[derive(Debug, Default)]
 struct Class {
     turns: VecDeque<u32>,
+    /// Bytes that went out for others while this one waited, less what it had for them. With a whole turn's worth of them
+    /// it goes first.
     passed_over: u64,
 }
 
@@ -28,7 +30,8 @@ impl Schedule {
     /// The class and stream whose turn it is. The same again until something is changed.
     pub(super) fn front(&self) -> Option<(usize, u32)> {
         let heads = || self.classes.iter().enumerate().filter_map(|(n, class)| Some((n, class, *class.turns.front()?)));
-        heads().find(|(_, class, _)| class.passed_over >= PATIENCE).or_else(|| heads().next()).map(|(n, _, id)| (n, id))
+        let due = PATIENCE * u64::from(QUANTUM);
+        heads().find(|(_, class, _)| class.passed_over >= due).or_else(|| heads().next()).map(|(n, _, id)| (n, id))
     }
 
     pub(super) fn push(&mut self, priority: usize, id: u32) {
@@ -60,14 +63,15 @@ impl Schedule {
         }
     }
 
-    /// `bytes` went out for `class`: those that wait below it were passed over.
+    /// `bytes` went out for `class`: the others that wait were passed over.
     pub(super) fn charge(&mut self, class: usize, bytes: u32) {
+        let bytes = u64::from(bytes);
         for (n, waiting) in self.classes.iter_mut().enumerate() {
-            if n == class || waiting.turns.is_empty() {
-                waiting.passed_over = 0;
-            } else {
-                waiting.passed_over += u64::from(bytes);
-            }
+            waiting.passed_over = match waiting.turns.is_empty() {
+                true => 0,
+                false if n == class => waiting.passed_over.saturating_sub(PATIENCE * bytes),
+                false => waiting.passed_over + bytes,
+            };
         }
     }
 
