@@ -21,8 +21,8 @@ pub(super) struct Schedule {
 #[derive(Debug, Default)]
 struct Class {
     turns: VecDeque<u32>,
-    /// Bytes that went out for others while this one waited, less what it had for them. With a whole turn's worth of them
-    /// it goes first.
+    /// Bytes that went out for others while this one waited, less what it has had for them. Once that is worth a turn it
+    /// goes first.
     passed_over: u64,
 }
 
