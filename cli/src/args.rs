@@ -33,7 +33,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Where to listen: tcp://HOST:PORT or unix:PATH; can be given more than once
+    /// Where to listen: tcp://HOST:PORT or unix:PATH; can be given more than once. Port 0 takes a free one, and `ready` is
+    /// followed by the addresses
     #[arg(long, value_name = "ADDRESS", required = true)]
     pub(crate) listen: Vec<Address>,
     /// A socket that peers may reach, and its name; it is dialled when a stream to it is opened

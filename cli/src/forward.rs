@@ -87,7 +87,7 @@ impl Forward<'_> {
                     stood = true;
                     self.route(Some(session));
                     if !std::mem::replace(said_ready, true) {
-                        say_ready();
+                        say_ready(&[]);
                     }
                 }
                 News::Report(Report::Legacy { error, .. }) => legacy = Some(error.to_string()),

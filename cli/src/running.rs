@@ -23,7 +23,7 @@ pub(crate) enum Error {
     SessionEnded { peer: Address, cause: String },
     #[error("two targets are named `{0}`")]
     SameName(String),
-    #[error("{0} streams were cut when the time to drain had passed")]
+    #[error("the time to drain had passed, and what had not finished was cut; streams cut: {0}")]
     Cut(usize),
     #[error("the event loop failed: {0}")]
     System(#[from] io::Error),
@@ -95,7 +95,9 @@ impl Running {
                     cutting = true;
                     self.handle.shutdown("the operator ended it");
                 }
-                News::Report(Report::StreamEnded { cause: Err(_), .. }) if cutting => cut += 1,
+                News::Report(Report::StreamEnded { cause: Err(_), .. } | Report::StreamRefused { .. }) if cutting => {
+                    cut += 1;
+                }
                 News::Ended(result) => {
                     result?;
                     return if cut == 0 { Ok(()) } else { Err(Error::Cut(cut)) };
@@ -113,12 +115,13 @@ pub(crate) fn bind(address: &Address, permissions: Permissions) -> Result<Listen
     Ok(listener)
 }
 
-/// Tells a program that waits for us that we are there.
-pub(crate) fn say_ready() {
+/// Tells a program that waits for us that we are there; `chosen` are addresses that it cannot know.
+pub(crate) fn say_ready(chosen: &[Address]) {
     use std::io::Write;
     let mut stdout = io::stdout();
     // Who started us may not read it: no reason to fail.
-    let _ = writeln!(stdout, "ready").and_then(|()| stdout.flush());
+    let chosen: String = chosen.iter().map(|address| format!(" {address}")).collect();
+    let _ = writeln!(stdout, "ready{chosen}").and_then(|()| stdout.flush());
 }
 
 fn log(report: &Report, session_failed: log::Level) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use virbistream::io::{SessionOptions, UnixTargets};
+use virbistream::io::{Address, SessionOptions, UnixTargets};
 
 use crate::args::ServeArgs;
 use crate::running::{Error, News, Running, bind, say_ready};
@@ -20,10 +20,14 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
     let running = Running::start(log::Level::Warn)?;
     let listeners =
         args.listen.iter().map(|address| bind(address, args.socket.permissions())).collect::<Result<Vec<_>, _>>()?;
+    let mut addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();
+    if addresses == args.listen {
+        addresses.clear();
+    }
     for listener in listeners {
         running.handle().listen(listener, options.clone());
     }
-    say_ready();
+    say_ready(&addresses);
     loop {
         match running.next(None) {
             News::Signal => return running.drain(Duration::from_secs(args.session.drain)),

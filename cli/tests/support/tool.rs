@@ -103,7 +103,9 @@ impl Ends {
         let (near, far) = (paths("near"), paths("far"));
         let named = |paths| names.iter().copied().zip(paths);
         let serve = serve(listen, named(far.iter().map(PathBuf::as_path).collect::<Vec<_>>())).start();
-        let peer = serve.ready();
+        // It says what it chose, and nothing where there was nothing to choose.
+        let chosen = serve.ready();
+        let peer = if chosen.is_empty() { listen.to_owned() } else { chosen };
         let forward = forward(&peer, named(near.iter().map(PathBuf::as_path).collect())).start();
         forward.ready();
         Self { serve, forward, peer, near }
