@@ -214,7 +214,7 @@ fn a_handler_may_be_interrupted_and_fail_after_all() {
     assert_eq!(remote_error(&near.0), remote_error(&far.0));
     assert_eq!(remote_error(&near.0).int1, 28);
     assert_eq!((near.1.sent, far.1.received), (5, 5));
-    let told: Vec<Told> = told.iter().collect();
+    let told = all_told(&told);
     assert!(matches!(&told[..], [Told::Attached(_), Told::Detached, Told::Reset(StreamError::Local(_))]), "{told:?}");
 }
 
@@ -390,13 +390,16 @@ fn a_hosts_own_loop_drives_a_dispatcher_by_its_descriptor() {
     });
     assert_eq!((carried.sent, carried.received), (3 * MIB as u64, 3 * MIB as u64));
     // With nothing to do, neither the descriptor nor the clock calls for a turn at once.
+    let deadline = Instant::now() + PATIENCE;
     while dispatcher.next_turn().is_some_and(|due| due <= Instant::now())
         || host.poll(&mut host_events, Some(Duration::ZERO)).is_ok_and(|()| !host_events.is_empty())
     {
         dispatcher.turn(&mut events, Some(Duration::ZERO)).unwrap();
+        assert!(Instant::now() < deadline, "it wants turn after turn");
     }
     handle.drain();
     while !dispatcher.is_over() {
         dispatcher.turn(&mut events, Some(PATIENCE)).unwrap();
+        assert!(Instant::now() < deadline, "it does not end");
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_support::*;
 use socket2::SockRef;
@@ -478,21 +478,19 @@ fn refusals_that_are_never_read_end_the_session() {
     SockRef::from(&peer.stream).set_recv_buffer_size(4096).unwrap();
     let key = far.link_accepted();
     peer.hello();
-    // Until the kernel holds no more, and 256 of ours.
+    // Until the kernel holds no more, and 256 of ours; and until the link is closed, soon after.
     let target = "x".repeat(255);
     let mut writer = peer.stream.try_clone().unwrap();
     let writing = thread::spawn(move || {
-        for n in 0.. {
+        let deadline = Instant::now() + PATIENCE;
+        (0..).take_while(|_| Instant::now() < deadline).any(|n| {
             let open = virbistream::wire::Open { target: target.clone(), ..Default::default() };
-            if writer.write_all(&packet(Procedure::Open, PacketType::Call, 2 * n + 1, Status::Ok, &open)).is_err() {
-                return;
-            }
-        }
+            writer.write_all(&packet(Procedure::Open, PacketType::Call, 2 * n + 1, Status::Ok, &open)).is_err()
+        })
     });
     let Err(SessionError::PeerMisbehaved { rule, .. }) = far.session_ended(key) else { panic!() };
     assert_eq!(rule, Rule::OpenFlood);
-    drop(peer);
-    writing.join().unwrap();
+    assert!(writing.join().unwrap(), "the link is not closed");
 }
 
 #[test]

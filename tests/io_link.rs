@@ -74,13 +74,57 @@ fn a_packet_larger_than_any_buffer_is_delivered_piece_by_piece() {
 }
 
 #[test]
+fn one_direction_alone_goes_on_beyond_its_turn() {
+    // Nothing but the link wakes the dispatcher: no credit, no PING.
+    let quiet = Duration::from_secs(3600);
+    let config = Config { window: 1 << 40, memory_budget: 1 << 50, ping_interval: quiet, ..Config::default() };
+    const MUCH: usize = 128 * MIB;
+    let (handler, told) = Custom::new();
+    let (mut source, mut left) = (Pattern::new(1), MUCH);
+    let handler = handler.reading(move |buf| {
+        let len = buf.len().min(left);
+        left -= len;
+        source.fill(&mut buf[..len]);
+        Ok(len)
+    });
+    let mut sink = Pattern::new(2);
+    let handler = handler.writing(move |bufs| {
+        bufs.iter().for_each(|buf| sink.check(buf));
+        Ok(bufs.iter().map(|buf| buf.len()).sum())
+    });
+    let far = Node::start();
+    let mut peer = Raw::connect(&far.listen(SessionOptions { config, targets: once(handler), ..Default::default() }));
+    peer.hello();
+    peer.open(1, "it", 1 << 40);
+    peer.expect::<OpenReply>(Procedure::Open, PacketType::Reply, 1, Status::Ok);
+    let mut judge = Pattern::new(1);
+    while judge.offset() < MUCH {
+        let (header, payload) = peer.receive();
+        assert_eq!(header, ours(Procedure::Data, PacketType::Stream, 1, Status::Continue));
+        judge.check(&payload);
+    }
+    assert_eq!(peer.expect::<Finish>(Procedure::Data, PacketType::Stream, 1, Status::Ok).offset, MUCH as u64);
+    let mut pattern = Pattern::new(2);
+    let mut bytes = vec![0; 128 * 1024];
+    for _ in 0..MUCH / bytes.len() {
+        pattern.fill(&mut bytes);
+        peer.data(1, &bytes);
+    }
+    let finish = Finish { offset: MUCH as u64 };
+    peer.send(Procedure::Data, PacketType::Stream, 1, Status::Ok, &finish);
+    assert!(matches!(told.recv_timeout(PATIENCE), Ok(Told::Attached(_))));
+    let next = told.recv_timeout(PATIENCE);
+    assert!(matches!(next, Ok(Told::Finished)), "{next:?}");
+}
+
+#[test]
 fn packets_that_come_byte_by_byte_are_packets() {
     let (handler, told) = Custom::new();
     let far = Node::start();
     let mut peer = Raw::connect(&far.listen(SessionOptions { targets: once(handler), ..Default::default() }));
     let open = Open { target: "it".into(), ..Open::default() };
     let bytes =
-        [hello(), legacy_call(1, 1, 1, 1).to_vec(), packet(Procedure::Open, PacketType::Call, 1, Status::Ok, &open)];
+        [legacy_call(1, 1, 1, 1).to_vec(), hello(), packet(Procedure::Open, PacketType::Call, 1, Status::Ok, &open)];
     bytes.concat().iter().for_each(|byte| peer.say(&[*byte]));
     assert_eq!(peer.receive().0.program, 1);
     peer.expect::<HelloReply>(Procedure::Hello, PacketType::Reply, 1, Status::Ok);

@@ -32,7 +32,7 @@ fn stall(tunnel: &mut Tunnel, streams: usize) {
     for _ in 0..streams {
         marks.recv_timeout(PATIENCE).unwrap();
     }
-    assert!(marks.recv().is_err(), "every source has said it once");
+    assert!(marks.try_recv().is_err(), "every source has said it once");
 }
 
 /// Moves the bulk from one UNIX socket to the other, and judges every byte. The end comes in order.
@@ -62,8 +62,11 @@ fn sixty_three_stalled_streams_leave_the_64th_undisturbed_and_hold_their_windows
     let mut beside = Tunnel::with(with_stalled);
     stall(&mut beside, STALLED);
     // A busy machine may disturb a round, a stalled stream would disturb them all.
-    let rounds: Vec<_> = (0..3).map(|_| (timed_bulk(&mut alone), timed_bulk(&mut beside))).collect();
-    assert!(rounds.iter().any(|(alone, beside)| *beside <= *alone * 3), "{rounds:?}");
+    let mut rounds = Vec::new();
+    while rounds.last().is_none_or(|(alone, beside)| *beside > *alone * 3) {
+        assert!(rounds.len() < 5, "alone and beside stalled streams: {rounds:?}");
+        rounds.push((timed_bulk(&mut alone), timed_bulk(&mut beside)));
+    }
 
     let (near, far) = (beside.near.stop().bytes_max, beside.far.stop().bytes_max);
     let windows = (STALLED * WINDOW) as u64;

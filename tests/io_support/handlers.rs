@@ -9,7 +9,7 @@ use virbistream::io::{Attachment, Decision, Handler, Request, SessionOptions, Ta
 use virbistream::proto::StreamError;
 use virbistream::wire::RemoteError;
 
-use super::Pattern;
+use super::{PATIENCE, Pattern};
 
 /// What a handler was told.
 #[derive(Debug)]
@@ -19,6 +19,19 @@ pub(crate) enum Told {
     Finished,
     Stopped,
     Reset(StreamError),
+}
+
+/// All that a handler was told until it was dropped.
+#[track_caller]
+pub(crate) fn all_told(told: &mpsc::Receiver<Told>) -> Vec<Told> {
+    let mut all = Vec::new();
+    loop {
+        match told.recv_timeout(PATIENCE) {
+            Ok(told) => all.push(told),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return all,
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("the handler is kept; it was told {all:?}"),
+        }
+    }
 }
 
 type Reading = Box<dyn FnMut(&mut [u8]) -> io::Result<usize> + Send>;

@@ -14,7 +14,7 @@ use allocation_counter::{AllocationInfo, measure};
 use virbistream::io::{Address, Dispatcher, Handle, Listener, Permissions, Report, SessionKey, SessionOptions};
 use virbistream::proto::{SessionError, StreamError, StreamId, StreamStats};
 
-pub(crate) use handlers::{Custom, Endless, Offer, Told, once, remote_error, with_stalled};
+pub(crate) use handlers::{Custom, Endless, Offer, Told, all_told, once, remote_error, with_stalled};
 pub(crate) use raw::{Raw, data_packet, hello, legacy_call, ours, packet};
 pub(crate) use sockets::{Pattern, accept, closed_listener, patient, tcp_link, to_eof, unix_link};
 pub(crate) use tunnel::{Carried, Tunnel};

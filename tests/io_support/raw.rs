@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
+use std::time::Instant;
 
 use virbistream::io::Address;
 use virbistream::wire::{
@@ -49,8 +50,19 @@ impl Raw {
     #[track_caller]
     pub(crate) fn ping(&mut self) {
         self.send(Procedure::Ping, PacketType::Message, 0, Status::Ok, &Ping { token: 7 });
-        let pong = ours(Procedure::Pong, PacketType::Message, 0, Status::Ok);
-        while self.receive().0 != pong {}
+        self.receive_until(ours(Procedure::Pong, PacketType::Message, 0, Status::Ok));
+    }
+
+    /// The payload of the next packet with this header. Packets before it are passed over.
+    #[track_caller]
+    fn receive_until(&mut self, wanted: Header) -> Vec<u8> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.receive() {
+                (header, payload) if header == wanted => return payload,
+                _ => assert!(Instant::now() < deadline, "no packet comes with {wanted:?}"),
+            }
+        }
     }
 
     pub(crate) fn data(&mut self, id: u32, bytes: &[u8]) {
@@ -79,13 +91,9 @@ impl Raw {
     /// CLOSE, and after it the end of the link. Packets before it are passed over.
     #[track_caller]
     pub(crate) fn closed(&mut self) -> Close {
-        loop {
-            let (header, payload) = self.receive();
-            if header == ours(Procedure::Close, PacketType::Message, 0, Status::Ok) {
-                assert_eq!(self.rest(), [], "CLOSE is the last packet");
-                return decode_body(&payload).unwrap();
-            }
-        }
+        let payload = self.receive_until(ours(Procedure::Close, PacketType::Message, 0, Status::Ok));
+        assert_eq!(self.rest(), [], "CLOSE is the last packet");
+        decode_body(&payload).unwrap()
     }
 
     /// All that comes until the end of the link.
