@@ -33,6 +33,11 @@ impl Backlog {
                 }
             };
             let (now, rest) = bytes.split_at(bytes.len().min(CHUNK - last.len()));
+            let needed = last.len() + now.len();
+            if needed > last.capacity() {
+                // By doubling, as it would by itself, but never beyond a chunk.
+                last.reserve_exact(needed.max(2 * last.capacity()).min(CHUNK) - last.len());
+            }
             last.extend_from_slice(now);
             bytes = rest;
         }
@@ -90,6 +95,18 @@ mod tests {
                 bytes.chunks(piece).for_each(|piece| backlog.push(piece));
                 assert_eq!(drain(&mut backlog, step), bytes, "pieces of {piece}, steps of {step}");
             }
+        }
+    }
+
+    #[test]
+    fn packets_of_any_size_waste_less_than_a_chunk() {
+        for piece in [1, 1000, 10_000, CHUNK - 1, CHUNK, CHUNK + 1, 65_483, 262_120] {
+            let mut backlog = Backlog::default();
+            while backlog.len < 1 << 20 {
+                backlog.push(&vec![7; piece]);
+            }
+            let held: usize = backlog.chunks.iter().map(Vec::capacity).sum();
+            assert!(held < backlog.len + CHUNK, "{held} bytes held for {} in pieces of {piece}", backlog.len);
         }
     }
 
