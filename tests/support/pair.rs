@@ -366,7 +366,25 @@ impl Pair {
             }
             self.assert_invariants();
             if moved == 0 && End::BOTH.iter().all(|end| !self.at_mut(*end).session.wants_to_send()) {
-                return;
+                return self.assert_credit_is_conserved();
+            }
+        }
+    }
+
+    /// When nothing is under way, what was consumed can be sent again, but for what is not worth a CREDIT.
+    fn assert_credit_is_conserved(&self) {
+        for end in End::BOTH {
+            let (at, to) = (self.at(end), self.at(end.other()));
+            let (window, both) = (to.config.window, at.closed.is_none() && to.closed.is_none());
+            for (id, flow) in at.flows.iter().filter(|(_, flow)| both && flow.open && flow.ending.is_none()) {
+                let (far, entry) = (&to.flows[id], at.ledger.entry(*id).unwrap());
+                if far.open && far.ending.is_none() && !far.stopped {
+                    let (credit, held) = (entry.limit - entry.sent, flow.sent - far.consumed);
+                    assert!(
+                        credit + held <= window && credit + held > window - window.div_ceil(4),
+                        "{flow:?}, {far:?}"
+                    );
+                }
             }
         }
     }
