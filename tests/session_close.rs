@@ -167,12 +167,46 @@ fn any_code_but_0_is_the_end_an_unknown_one_too() {
     }
 }
 
+/// The peer may have ended the link before the OPEN came.
+#[test]
+fn an_open_that_crossed_the_peers_close_is_no_lost_link() {
+    for side in SIDES {
+        let mut probe = Probe::established(side, small());
+        let id = probe.ask(open("vda"));
+        let unsaid = probe.session.open(probe.now, open("vdb")).unwrap();
+        probe.hear(&Packet::close(close::DONE, 0, ""));
+        probe.news();
+        probe.session.handle_link_lost("the peer closed the connection");
+        let news = probe.news();
+        let failed = |n: usize, id: u32| matches!(&news[n], Event::Failed { id: which, error: StreamError::Closing, .. } if which.number() == id);
+        assert!(failed(0, id) && failed(1, unsaid.number()), "{news:?}");
+        assert_eq!(news[2..], [Event::Closed(Ok(()))]);
+    }
+}
+
+#[test]
+fn a_link_that_ends_under_a_stream_is_lost_even_behind_close() {
+    for side in SIDES {
+        let mut probe = Probe::established(side, small());
+        probe.opened();
+        probe.ask(open("vda"));
+        probe.hear(&Packet::close(close::DONE, 0, ""));
+        probe.session.handle_link_lost("cut");
+        assert_eq!(probe.news().pop(), Some(Event::Closed(Err(SessionError::LinkLost("cut".into())))));
+    }
+}
+
 #[test]
 fn the_text_of_close_may_be_any_bytes() {
     let body = [&[0; 3][..], &[3], &[0; 4], &[0, 0, 0, 4, 0xff, 0xfe, 0, 0x80]].concat();
     let mut probe = Probe::established(SIDES[0], small());
     let error = probe.hear_bytes(&raw(7, 2, 0, 0, &body)).unwrap_err();
     assert!(matches!(error, SessionError::PeerClosed { code: 3, .. }), "{error:?}");
+    for rule in [0, 1] {
+        let mut probe = Probe::established(SIDES[0], small());
+        let error = probe.try_hear(&Packet::close(close::VIOLATION, rule, "\u{1b}[2Jready\n")).unwrap_err();
+        assert!(!error.to_string().contains(char::is_control), "{error} speaks to the terminal");
+    }
 }
 
 #[test]
@@ -244,7 +278,7 @@ fn a_session_that_ended_by_agreement_takes_nothing_more() {
     assert_eq!(probe.news().pop(), Some(Event::Closed(Ok(()))));
     let first = probe.try_hear(&Packet::Open(1, open("vda"))).unwrap_err();
     let second = probe.try_hear(&Packet::close(close::SHUTDOWN, 0, "")).unwrap_err();
-    assert_eq!(first, second);
+    assert_eq!((first, second), (SessionError::Closed, SessionError::Closed));
     probe.session.handle_link_lost("the peer has gone, as it may");
     probe.session.shutdown("too late");
     probe.pass(3600 * SECOND);

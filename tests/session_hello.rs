@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use support::*;
 use virbistream::proto::{Config, Event, OpenError, SessionError, Side};
-use virbistream::wire::{Close, Extension, Hello, HelloReply, Limits, Rule, close, codes};
+use virbistream::wire::{Close, Extension, Hello, HelloReply, Limits, PACKET_MAX, PACKET_MIN, Rule, close, codes};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -133,6 +133,7 @@ fn extensions_that_are_not_needed_are_passed_over_in_the_reply() {
 fn codes_39_and_3_mean_a_legacy_peer_whatever_the_text() {
     let short = support::error(0, "").with_ints(-1, -1);
     let long = [&codes::RPC.to_be_bytes()[..], &1u32.to_be_bytes(), &5000u32.to_be_bytes(), &[b'x'; 5000]].concat();
+    let longest = vec![b'x'; (PACKET_MAX - PACKET_MIN) as usize - 4];
     let texts = ["unknown procedure: 1112735745", "unbekannte Prozedur", "", "不明な手続き", "\u{fffd}\0"];
     for code in [codes::RPC, codes::NO_SUPPORT] {
         let decoded = texts.map(|text| Packet::HelloRefused(1, support::error(code, text)).encode());
@@ -140,10 +141,11 @@ fn codes_39_and_3_mean_a_legacy_peer_whatever_the_text() {
             refusal(code, b""),
             refusal(code, &[0xff; 7]),
             refusal(code, &long),
+            refusal(code, &longest),
             refusal(code, &short.code.to_be_bytes()),
         ];
         for bytes in decoded.into_iter().chain(not) {
-            for piece in [1, usize::MAX] {
+            for piece in [if bytes.len() < 10_000 { 1 } else { 10_000 }, usize::MAX] {
                 let mut probe = Probe::new(Side::Connecting, small());
                 probe.piece = piece;
                 probe.speak();
@@ -167,6 +169,23 @@ fn the_link_to_a_legacy_peer_stays_usable_for_legacy_calls() {
     assert_eq!(probe.speak(), []);
     assert_eq!(probe.session.open(probe.now, open("vda")), Err(OpenError::NotEstablished));
     assert!(matches!(probe.news()[..], [Event::Legacy(_)]), "and nothing after it");
+}
+
+#[test]
+fn an_answer_to_hello_that_was_not_said_or_has_another_serial_is_none() {
+    for (said, serial) in [(false, 1), (true, 0), (true, 2)] {
+        for answer in
+            [Packet::HelloReply(serial, hello_reply()), Packet::HelloRefused(serial, support::error(codes::RPC, ""))]
+        {
+            let mut probe = Probe::new(Side::Connecting, small());
+            if said {
+                probe.speak();
+            }
+            let error = probe.try_hear(&answer).unwrap_err();
+            assert!(matches!(error, SessionError::PeerMisbehaved { rule: Rule::Reply, .. }), "{error:?}");
+            assert_eq!(probe.speak(), [], "and no CLOSE, since HELLO does not stand");
+        }
+    }
 }
 
 #[test]
@@ -298,6 +317,9 @@ fn what_a_configuration_says_out_of_range_is_brought_into_it() {
         probe.pass(1000 * HOUR);
         assert!(probe.session.is_established());
     }
+    let mut restless = Probe::established(Side::Accepting, Config { ping_interval: Duration::ZERO, ..small() });
+    restless.pass(Duration::from_millis(1));
+    assert!(restless.session.poll_timeout().is_some_and(|deadline| deadline > restless.now), "it has time for more");
     let endless = Config { window: u64::MAX, memory_budget: u64::MAX, ..small() };
     let mut probe = Probe::established(Side::Accepting, endless);
     for n in 0..2 {

@@ -311,7 +311,7 @@ impl World {
             self.judge();
             match self.cause.as_ref().expect("an error is the end") {
                 Err(cause) => assert_eq!(error, *cause, "the first cause stays"),
-                Ok(()) => assert!(matches!(error, SessionError::LinkLost(_))),
+                Ok(()) => assert_eq!(error, SessionError::Closed),
             }
         }
     }

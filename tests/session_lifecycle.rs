@@ -76,9 +76,11 @@ fn what_cannot_be_asked_is_not_sent() {
     refuse(open(""), OpenError::TargetName);
     refuse(open("a\nb"), OpenError::TargetName);
     refuse(open(&"x".repeat(256)), OpenError::TargetName);
+    refuse(Open { priority: 4, ..open("vda") }, OpenError::Priority);
+    refuse(Open { priority: u32::MAX, ..open("vda") }, OpenError::Priority);
     refuse(Open { extensions: vec![extension(1025)], ..open("vda") }, OpenError::Extensions);
     refuse(Open { extensions: vec![extension(0); 17], ..open("vda") }, OpenError::Extensions);
-    let id = probe.ask(Open { priority: 77, extensions: vec![extension(1024); 16], ..open("vda") });
+    let id = probe.ask(Open { priority: 3, extensions: vec![extension(1024); 16], ..open("vda") });
     assert_eq!(id, 1, "no id was spent");
 }
 

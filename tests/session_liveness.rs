@@ -175,6 +175,19 @@ fn any_packet_and_any_piece_of_one_is_a_sign_of_life() {
 }
 
 #[test]
+fn bytes_that_are_no_packet_of_ours_are_a_sign_of_life() {
+    let mut probe = Probe::established(SIDES[0], config());
+    for _ in 0..10 {
+        probe.now += 20 * SECOND;
+        probe.session.handle_heard(probe.now);
+        probe.pass(9 * SECOND);
+        assert!(!probe.session.is_closed());
+    }
+    probe.pass(21 * SECOND);
+    assert!(probe.session.is_closed());
+}
+
+#[test]
 fn an_idle_stream_is_never_closed_for_being_idle() {
     let mut pair = Pair::established(config(), config());
     let id = pair.opened(End::Connecting, open("vda"));

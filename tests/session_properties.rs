@@ -191,7 +191,7 @@ fn assert_failures_have_causes(pair: &Pair, rich: bool) {
             let why = match error {
                 StreamError::Refused(why) | StreamError::Reset(why) => why,
                 StreamError::OpenTimeout(_) => continue,
-                StreamError::Session(SessionError::LinkLost(_)) if !flow.open => continue,
+                StreamError::Closing if !flow.open => continue,
                 other => panic!("{other:?}"),
             };
             match why.code {

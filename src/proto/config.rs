@@ -25,14 +25,17 @@ pub struct Config {
     pub hello_timeout: Option<Duration>,
     /// How long our own OPEN may stay without a reply.
     pub open_timeout: Duration,
-    /// PING is sent this often.
+    /// PING is sent this often; at least 1 ms.
     pub ping_interval: Duration,
     /// A peer of which nothing was heard for this long is gone; at least twice the ping interval is wise.
     pub silence_limit: Duration,
 }
 
 /// As good as never, and no clock overflows: a hundred years.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// With less, a session would have nothing else to do.
+const SHORTEST_PING: Duration = Duration::from_millis(1);
 
 impl Config {
     pub(super) fn in_range(mut self) -> Self {
@@ -42,6 +45,7 @@ impl Config {
         for time in [&mut self.open_timeout, &mut self.ping_interval, &mut self.silence_limit] {
             *time = LONGEST.min(*time);
         }
+        self.ping_interval = self.ping_interval.max(SHORTEST_PING);
         self
     }
 }

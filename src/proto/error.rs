@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::wire::{RemoteError, Rule};
+use crate::wire::{Escaped, RemoteError, Rule};
 
 /// Why a session ended, other than by agreement. The first cause stays the cause.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -44,13 +44,17 @@ pub enum SessionError {
     /// Our own side ended the session before its streams were done.
     #[error("the session was shut down: {0}")]
     Shutdown(String),
+    /// It had ended by agreement before: what a later call gives, never a cause.
+    #[error("the session is closed")]
+    Closed,
 }
 
 fn close_text(code: u32, rule: u32, text: &str) -> String {
+    let text = Escaped(text);
     match Rule::from_number(rule) {
         Some(rule) => format!("it says that we broke {rule}: {text}"),
-        None if text.is_empty() => format!("code {code}"),
-        None => text.to_owned(),
+        None if text.0.is_empty() => format!("code {code}"),
+        None => text.to_string(),
     }
 }
 
@@ -70,9 +74,16 @@ pub enum StreamError {
     /// Our OPEN was not answered in time; we reset it.
     #[error("the peer did not answer OPEN within {} s", .0.as_secs())]
     OpenTimeout(Duration),
-    /// Our own side reset it.
+    /// Our own side reset it, with this error to the peer. A session does not say what its owner did: this is the
+    /// dispatcher's.
     #[error("{0}")]
     Local(Box<RemoteError>),
+    /// Our OPEN crossed the peer's CLOSE 0: open it in another session.
+    #[error("the peer closed the session before it answered OPEN")]
+    Closing,
+    /// It could not even be asked for. The dispatcher's, too: [`Session::open`](super::Session::open) gives it at once.
+    #[error("{0}")]
+    NotOpened(OpenError),
     /// The session ended under it.
     #[error("{0}")]
     Session(SessionError),
@@ -97,6 +108,9 @@ pub enum OpenError {
     /// The target's name is empty, longer than 255 bytes, or has control characters.
     #[error("not a target name")]
     TargetName,
+    /// A priority above 3.
+    #[error("no priority from 0 to 3")]
+    Priority,
     /// More than 16 extensions, or one longer than 1,024 bytes.
     #[error("too many or too long extensions")]
     Extensions,

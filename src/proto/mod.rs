@@ -73,6 +73,7 @@ mod config;
 mod credit;
 mod error;
 mod event;
+mod hello;
 mod liveness;
 mod receive;
 mod schedule;

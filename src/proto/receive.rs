@@ -4,22 +4,16 @@ use std::time::Instant;
 
 use super::error::{SessionError, StreamError};
 use super::event::Event;
-use super::session::{Session, Side, State};
-use super::stream::{State as StreamState, Stream, StreamId, owed, rule_error};
+use super::hello::needs_unknown;
+use super::session::{Session, State};
+use super::stream::{State as StreamState, Stream, StreamId, broke, owed, rule_error};
 use crate::wire::{
-    BISTREAM_1, Body, BodyError, Close, Credit, DATA_MAX, DATA_MIN, Extension, Finish, Header, Hello, HelloReply,
-    Limits, Open, OpenReply, PRIORITY_MAX, PacketType, Ping, Procedure, RemoteError, Rule, Status, Stop, close, codes,
-    decode_body, domains, is_valid_target,
+    Body, BodyError, Close, Credit, Finish, Header, Hello, HelloReply, Open, OpenReply, PRIORITY_MAX, PacketType, Ping,
+    Procedure, RemoteError, Rule, Status, Stop, close, codes, decode_body, domains, is_valid_target,
 };
-
-/// Feature bits that this library can do.
-pub(super) const FEATURES: u64 = 0;
 
 /// Refusals of OPEN that may stand unsent before the peer is flooding.
 const MAX_REFUSALS: u32 = 256;
-
-/// The longest error that is read in answer to HELLO: a legacy peer's texts are longer than ours.
-const MAX_REFUSAL: u32 = 64 * 1024;
 
 /// Bytes of a stream, borrowed from what was handed to the session.
 ///
@@ -48,8 +42,8 @@ pub(super) enum Incoming {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Message {
     Hello { serial: u32 },
-    HelloReply,
-    HelloRefused,
+    HelloReply { serial: u32 },
+    HelloRefused { serial: u32 },
     Open(u32),
     OpenReply(u32),
     OpenRefused(u32),
@@ -67,11 +61,10 @@ impl Message {
     fn max_len(self) -> u32 {
         match self {
             Self::Hello { .. } => Hello::MAX_LEN,
-            Self::HelloReply => HelloReply::MAX_LEN,
+            Self::HelloReply { .. } => HelloReply::MAX_LEN,
             Self::Open(_) => Open::MAX_LEN,
             Self::OpenReply(_) => OpenReply::MAX_LEN,
-            Self::HelloRefused => MAX_REFUSAL,
-            Self::OpenRefused(_) | Self::Reset(_) => RemoteError::MAX_LEN,
+            Self::HelloRefused { .. } | Self::OpenRefused(_) | Self::Reset(_) => RemoteError::MAX_LEN,
             Self::Finish(_) => Finish::MAX_LEN,
             Self::Credit => Credit::MAX_LEN,
             Self::Stop => Stop::MAX_LEN,
@@ -137,6 +130,8 @@ impl Session {
             }
             Incoming::Body(message, begun) => {
                 let message = *message;
+                let room = (message.max_len() as usize).saturating_sub(begun.len());
+                let bytes = bytes.get(..room).unwrap_or(bytes);
                 if remaining > 0 {
                     begun.extend_from_slice(bytes);
                 } else if begun.is_empty() {
@@ -152,6 +147,12 @@ impl Session {
             }
             Incoming::Discard | Incoming::None => Ok(None),
         }
+    }
+
+    /// The link brought bytes, of whatever kind: a sign of life. For those that no other call tells the session of, legacy
+    /// packets and headers in pieces.
+    pub fn handle_heard(&mut self, now: Instant) {
+        self.liveness.heard(now);
     }
 
     /// The bytes on the link are no packets: what the decoder said of them.
@@ -171,7 +172,8 @@ impl Session {
         let Some(message) = message else {
             return self.on_data(header.serial, payload_len);
         };
-        let hello = matches!(message, Message::Hello { .. } | Message::HelloReply | Message::HelloRefused);
+        let hello =
+            matches!(message, Message::Hello { .. } | Message::HelloReply { .. } | Message::HelloRefused { .. });
         let stands = matches!(self.state, State::Established | State::Draining);
         if !hello && !stands {
             return Err(self.misbehaved(Rule::HelloFirst, format!("procedure {:#x} before HELLO", header.procedure)));
@@ -185,6 +187,8 @@ impl Session {
             // The call is refused; what comes of it is passed over.
             Message::Hello { serial } => self.on_hello(serial, Err(error))?,
             Message::Open(id) => self.on_open(id, Err(error))?,
+            // A legacy peer keeps to no bound of ours: what fits of its error is kept.
+            Message::HelloRefused { .. } => return Ok(Incoming::Body(message, Vec::new())),
             _ => return Err(self.misbehaved(Rule::Body, error.to_string())),
         }
         Ok(Incoming::Discard)
@@ -201,8 +205,8 @@ impl Session {
         let message = match (procedure, header.packet_type(), header.packet_status()) {
             (Procedure::Data, Some(Stream), Some(Status::Continue)) => return Ok(None),
             (Procedure::Hello, Some(Call), Some(Status::Ok)) => Some(M::Hello { serial: id }),
-            (Procedure::Hello, Some(Reply), Some(Status::Ok)) => Some(M::HelloReply),
-            (Procedure::Hello, Some(Reply), Some(Status::Error)) => Some(M::HelloRefused),
+            (Procedure::Hello, Some(Reply), Some(Status::Ok)) => Some(M::HelloReply { serial: id }),
+            (Procedure::Hello, Some(Reply), Some(Status::Error)) => Some(M::HelloRefused { serial: id }),
             (Procedure::Open, Some(Call), Some(Status::Ok)) => Some(M::Open(id)),
             (Procedure::Open, Some(Reply), Some(Status::Ok)) => Some(M::OpenReply(id)),
             (Procedure::Open, Some(Reply), Some(Status::Error)) => Some(M::OpenRefused(id)),
@@ -259,8 +263,8 @@ impl Session {
     fn on_message(&mut self, now: Instant, message: Message, body: &[u8]) -> Result<(), SessionError> {
         match message {
             Message::Hello { serial } => self.on_hello(serial, decode_body(body)),
-            Message::HelloReply => self.on_hello_reply(body),
-            Message::HelloRefused => self.on_hello_refused(body),
+            Message::HelloReply { serial } => self.on_hello_reply(serial, body),
+            Message::HelloRefused { serial } => self.on_hello_refused(serial, body),
             Message::Open(id) => self.on_open(id, decode_body(body)),
             Message::OpenReply(id) => self.on_open_reply(id, body),
             Message::OpenRefused(id) => self.on_open_refused(id, body),
@@ -281,79 +285,8 @@ impl Session {
         }
     }
 
-    fn body<T: Body>(&mut self, body: &[u8]) -> Result<T, SessionError> {
+    pub(super) fn body<T: Body>(&mut self, body: &[u8]) -> Result<T, SessionError> {
         decode_body(body).map_err(|error| self.misbehaved(Rule::Body, error.to_string()))
-    }
-
-    fn on_hello(&mut self, serial: u32, hello: Result<Hello, BodyError>) -> Result<(), SessionError> {
-        if self.side == Side::Connecting || self.state != State::AwaitingHello {
-            return Err(self.misbehaved(Rule::HelloOnce, "a second HELLO, or one from the accepting side".into()));
-        }
-        match judge_hello(hello) {
-            Ok(hello) => {
-                self.peer = hello.limits;
-                self.owed.hello_reply = Some((serial, Ok(())));
-                self.hello_stands();
-                self.event(Event::Established { version: BISTREAM_1, features: FEATURES, limits: hello.limits });
-                Ok(())
-            }
-            Err(refusal) => {
-                let error = SessionError::RefusedPeer(Box::new(refusal.clone()));
-                self.end(Err(error.clone()), None);
-                self.owed.hello_reply = Some((serial, Err(refusal)));
-                Err(error)
-            }
-        }
-    }
-
-    fn on_hello_reply(&mut self, body: &[u8]) -> Result<(), SessionError> {
-        self.check_hello_sent()?;
-        // It took our HELLO, so it is told why we go if we do.
-        self.hello_stands();
-        let reply: HelloReply = self.body(body)?;
-        if reply.version != BISTREAM_1 || reply.features & !FEATURES != 0 || !in_range(reply.limits) {
-            let detail = format!("version {}, features {:#x}, {:?}", reply.version, reply.features, reply.limits);
-            return Err(self.misbehaved(Rule::Choice, detail));
-        }
-        if needs_unknown(&reply.extensions) {
-            return Err(self.misbehaved(Rule::Extension, "the reply to HELLO needs an extension".into()));
-        }
-        self.peer = reply.limits;
-        self.event(Event::Established { version: reply.version, features: reply.features, limits: reply.limits });
-        Ok(())
-    }
-
-    fn on_hello_refused(&mut self, body: &[u8]) -> Result<(), SessionError> {
-        self.check_hello_sent()?;
-        let error = self.refusal(body)?;
-        if matches!(error.code, codes::RPC | codes::NO_SUPPORT) {
-            self.state = State::Legacy;
-            self.event(Event::Legacy(error));
-            return Ok(());
-        }
-        let error = SessionError::Refused(Box::new(error));
-        self.end(Err(error.clone()), None);
-        Err(error)
-    }
-
-    /// What the peer answered to HELLO. A legacy peer keeps to no bound of ours: of an error that does not decode the code,
-    /// its first word, is enough.
-    fn refusal(&mut self, body: &[u8]) -> Result<RemoteError, SessionError> {
-        match (decode_body(body), body.first_chunk()) {
-            (Ok(error), _) => Ok(error),
-            (Err(_), Some(code)) => {
-                Ok(RemoteError::new(i32::from_be_bytes(*code), domains::RPC, "its error cannot be read"))
-            }
-            (Err(error), None) => Err(self.misbehaved(Rule::Body, error.to_string())),
-        }
-    }
-
-    fn check_hello_sent(&mut self) -> Result<(), SessionError> {
-        // The serial needs no check: there is one HELLO in a session.
-        if self.state == State::HelloSent {
-            return Ok(());
-        }
-        Err(self.misbehaved(Rule::Reply, "a reply to no HELLO".into()))
     }
 
     fn on_open(&mut self, id: u32, request: Result<Open, BodyError>) -> Result<(), SessionError> {
@@ -390,10 +323,8 @@ impl Session {
 
     /// The request, with a window reserved for it; or what the peer is told.
     fn judge_open(&mut self, request: Result<Open, BodyError>) -> Result<Open, RemoteError> {
-        let request = request.map_err(|error| {
-            RemoteError::new(codes::INVALID_ARG, domains::STREAMS, error.to_string())
-                .with_ints(0, rule_number(Rule::Body))
-        })?;
+        let request =
+            request.map_err(|error| broke(Rule::Body, codes::INVALID_ARG, domains::STREAMS, error.to_string()))?;
         if self.state == State::Draining {
             return Err(rule_error(codes::OPERATION_INVALID, Rule::Closing));
         }
@@ -477,6 +408,9 @@ impl Session {
     fn on_reset(&mut self, id: u32, body: &[u8]) -> Result<(), SessionError> {
         match self.stream_state(id) {
             None => self.check_known(id),
+            Some(StreamState::Opening(Some(_))) => {
+                Err(self.misbehaved(Rule::IdUnknown, format!("a reset of stream {id}, which it was not asked for yet")))
+            }
             Some(StreamState::Refused(_) | StreamState::Reset(_)) => {
                 // The peer has forgotten it and counts on its place: what we owe of it would only be discarded.
                 let _ = self.change(StreamId(id), |stream| {
@@ -525,6 +459,7 @@ impl Session {
     fn on_close(&mut self, body: &[u8]) -> Result<(), SessionError> {
         let Close { code, rule, text } = self.body(body)?;
         if code == close::DONE {
+            self.peer_draining = true;
             if self.state == State::Established {
                 self.state = State::Draining;
                 self.event(Event::Draining);
@@ -573,38 +508,4 @@ impl Session {
             Ok(())
         });
     }
-}
-
-fn judge_hello(hello: Result<Hello, BodyError>) -> Result<Hello, RemoteError> {
-    let refuse =
-        |code, rule: Rule, text: String| RemoteError::new(code, domains::RPC, text).with_ints(0, rule_number(rule));
-    let hello = hello.map_err(|error| refuse(codes::INVALID_ARG, Rule::Body, error.to_string()))?;
-    if !(hello.min_version..=hello.max_version).contains(&BISTREAM_1) {
-        let text = format!("versions {} to {} offered, {BISTREAM_1} spoken", hello.min_version, hello.max_version);
-        return Err(refuse(codes::OPERATION_UNSUPPORTED, Rule::Version, text));
-    }
-    if hello.needed & !(FEATURES & hello.offered) != 0 {
-        let text = format!("features {:#x} needed, {FEATURES:#x} known", hello.needed);
-        return Err(refuse(codes::OPERATION_UNSUPPORTED, Rule::Feature, text));
-    }
-    if needs_unknown(&hello.extensions) {
-        return Err(refuse(codes::OPERATION_UNSUPPORTED, Rule::Extension, "an unknown extension is needed".into()));
-    }
-    if !in_range(hello.limits) {
-        return Err(refuse(codes::INVALID_ARG, Rule::Limits, format!("max_data of {}", hello.limits.max_data)));
-    }
-    Ok(hello)
-}
-
-fn in_range(limits: Limits) -> bool {
-    (DATA_MIN..=DATA_MAX).contains(&limits.max_data)
-}
-
-/// No extension is known yet.
-fn needs_unknown(extensions: &[Extension]) -> bool {
-    extensions.iter().any(|extension| extension.needed)
-}
-
-fn rule_number(rule: Rule) -> i32 {
-    i32::try_from(rule.number()).unwrap_or_default()
 }

@@ -28,6 +28,8 @@ pub struct Session {
     next_id: Option<u32>,
     /// The highest id the peer has opened.
     pub(super) peer_last_id: u32,
+    /// The peer said CLOSE 0: it answers our OPENs or ends the link.
+    pub(super) peer_draining: bool,
     pub(super) open_ours: u32,
     pub(super) open_theirs: u32,
     pub(super) refusals: u32,
@@ -93,6 +95,7 @@ impl Session {
             streams: BTreeMap::new(),
             next_id: Some(if side == Side::Connecting { 1 } else { 2 }),
             peer_last_id: 0,
+            peer_draining: false,
             open_ours: 0,
             open_theirs: 0,
             refusals: 0,
@@ -176,12 +179,19 @@ impl Session {
     /// The link ended; `reason` is how, in the words of whoever saw it. Without a CLOSE before, that is a loss.
     pub fn handle_link_lost(&mut self, reason: &str) {
         self.owed = Owed::default();
-        self.end(Err(SessionError::LinkLost(reason.to_owned())), None);
+        // The peer had no stream left when it ended the link behind its CLOSE 0: our OPENs crossed that.
+        let crossed = self.peer_draining
+            && self
+                .streams
+                .values()
+                .all(|stream| matches!(stream.state, StreamState::Opening(_)) || stream.has_failed());
+        let cause = if crossed { Ok(()) } else { Err(SessionError::LinkLost(reason.to_owned())) };
+        self.end(cause, None);
     }
 
     /// Asks the peer for a stream to `request.target`; `Event::Accepted` or `Event::Failed` follows.
     ///
-    /// `request.window` is set to the configured window.
+    /// `request.window` is set to the configured window; what it says is not looked at.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing was sent then.
@@ -191,9 +201,11 @@ impl Session {
             State::Draining => return Err(OpenError::Closing),
             _ => return Err(OpenError::NotEstablished),
         }
-        if request.target.len() > 255 || !is_valid_target(&request.target) {
+        if !is_valid_target(&request.target) {
             return Err(OpenError::TargetName);
         }
+        let priority = u8::try_from(request.priority).ok().filter(|_| request.priority <= PRIORITY_MAX);
+        let priority = priority.ok_or(OpenError::Priority)?;
         if !fit(&request.extensions) {
             return Err(OpenError::Extensions);
         }
@@ -208,8 +220,6 @@ impl Session {
         self.open_ours += 1;
         self.forget_answered();
         request.window = self.config.window;
-        request.priority = request.priority.min(PRIORITY_MAX);
-        let priority = u8::try_from(request.priority).unwrap_or_default();
         let mut stream = Stream::new(StreamState::Opening(Some(Box::new(request))), true, priority, self.config.window);
         stream.owed = owed::OPEN;
         self.streams.insert(id, stream);
@@ -261,7 +271,7 @@ impl Session {
         self.streams.len()
     }
 
-    /// Bytes that the peer may yet send on the streams that stand: the most that delivery can be behind.
+    /// Bytes: the windows of all streams, asked for or standing. The most that delivery can be behind.
     pub fn granted(&self) -> u64 {
         self.reserved
     }
@@ -385,13 +395,12 @@ impl Session {
             return;
         }
         let lost = match &cause {
-            Ok(()) => SessionError::Shutdown("the session ended".into()),
-            Err(error) => error.clone(),
+            Ok(()) => StreamError::Closing,
+            Err(error) => StreamError::Session(error.clone()),
         };
         for (id, stream) in std::mem::take(&mut self.streams) {
             if !stream.has_failed() {
-                let error = StreamError::Session(lost.clone());
-                self.event(Event::Failed { id: StreamId(id), error, stats: stream.stats() });
+                self.event(Event::Failed { id: StreamId(id), error: lost.clone(), stats: stream.stats() });
             }
         }
         self.opening.clear();
@@ -414,7 +423,7 @@ impl Session {
     pub(super) fn closed(&self) -> Option<SessionError> {
         match &self.state {
             State::Closed(Err(error)) => Some(error.clone()),
-            State::Closed(Ok(())) => Some(SessionError::LinkLost("the session is closed".into())),
+            State::Closed(Ok(())) => Some(SessionError::Closed),
             _ => None,
         }
     }

@@ -3,7 +3,7 @@ use std::fmt;
 use super::credit::{Receiving, Sending};
 use super::error::Misuse;
 use super::session::Session;
-use crate::wire::{self, HEADER_LEN, Open, PacketType, Procedure, RemoteError, Status};
+use crate::wire::{HEADER_LEN, Open, PacketType, Procedure, RemoteError, Rule, Status, domains};
 
 /// The name of a stream within its session: odd from the connecting side, even from the accepting side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -183,7 +183,7 @@ impl StreamMut<'_> {
         })
     }
 
-    /// Refuses a stream that the peer asked for. The codes that fit are in docs/protocol.md, §5.
+    /// Refuses a stream that the peer asked for; no event of it follows. The codes that fit are in docs/protocol.md, §5.
     ///
     /// # Errors
     /// [`Misuse::State`] when there is no question open.
@@ -213,12 +213,12 @@ impl StreamMut<'_> {
         });
     }
 
-    /// Counts `len` bytes of a grant as sent and gives the header that goes in front of them.
+    /// Counts `len` bytes of the grant just polled as sent and gives the header that goes in front of them.
     ///
     /// The caller must put header and payload on the link before anything else that the session gives it.
     ///
     /// # Errors
-    /// [`Misuse::BeyondGrant`] for 0 bytes or more than the grant's.
+    /// [`Misuse::BeyondGrant`] for 0 bytes, more than the grant's, or a stream whose turn it is not.
     pub fn send(self, len: usize) -> Result<[u8; HEADER_LEN], Misuse> {
         let id = self.id;
         let max = self.session.grant_for(id).ok_or(Misuse::BeyondGrant)?;
@@ -245,7 +245,8 @@ impl StreamMut<'_> {
         })
     }
 
-    /// Ends both directions. `error` is what the peer is told; of our own streams, asked for and not answered, too.
+    /// Ends both directions; no event of it follows. `error` is what the peer is told; of our own streams, asked for and
+    /// not answered, too.
     pub fn reset(self, error: RemoteError) {
         let _ = self.change(|stream| {
             if !stream.has_failed() {
@@ -312,7 +313,11 @@ impl StreamMut<'_> {
 }
 
 /// The error that tells the peer which stream or call rule it broke.
-pub(super) fn rule_error(code: i32, rule: wire::Rule) -> RemoteError {
-    let number = i32::try_from(rule.number()).unwrap_or(0);
-    RemoteError::new(code, wire::domains::STREAMS, format!("broke {rule}")).with_ints(0, number)
+pub(super) fn rule_error(code: i32, rule: Rule) -> RemoteError {
+    broke(rule, code, domains::STREAMS, format!("broke {rule}"))
+}
+
+/// The same with a domain and text of its own.
+pub(super) fn broke(rule: Rule, code: i32, domain: i32, text: String) -> RemoteError {
+    RemoteError::new(code, domain, text).with_ints(0, i32::try_from(rule.number()).unwrap_or_default())
 }

@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::receive::FEATURES;
+use super::hello;
 use super::schedule::QUANTUM;
 use super::session::Session;
 use super::stream::{State as StreamState, Stream, StreamId, owed};
 use crate::wire::{
-    BISTREAM_1, Body, Close, Credit, Finish, HEADER_LEN, Header, Hello, HelloReply, Limits, OpenReply, PacketType,
-    Ping, Procedure, ProgramId, RemoteError, Status, Stop, encode_packet,
+    Body, Close, Credit, Finish, HEADER_LEN, Header, OpenReply, PacketType, Ping, Procedure, ProgramId, RemoteError,
+    Status, Stop, encode_packet,
 };
 
 /// Room that any one control packet fits into, in bytes.
@@ -32,7 +32,7 @@ pub(super) struct Owed {
     /// The token of the latest PING.
     pub(super) pong: Option<u64>,
     pub(super) ping: bool,
-    /// Streams whose `owed` is not 0, each once; one that is over by now is passed over.
+    /// Streams whose `owed` is not 0, each once.
     pub(super) streams: VecDeque<u32>,
     /// Code, rule, text. After all else.
     pub(super) close: Option<(u32, u32, String)>,
@@ -92,31 +92,30 @@ impl Session {
     pub fn poll_grant(&mut self) -> Option<Grant> {
         loop {
             let (class, id) = self.schedule.front()?;
-            match self.streams.get_mut(&id) {
-                Some(stream) if stream.can_send() => {
-                    if stream.turn == 0 {
-                        stream.turn = QUANTUM;
-                    }
-                    let max = self.grant_for(StreamId(id))?;
-                    return Some(Grant { id: StreamId(id), max: usize::try_from(max).unwrap_or(usize::MAX) });
+            // A stream in the schedule is in the map.
+            let stream = self.streams.get_mut(&id)?;
+            if stream.can_send() {
+                if stream.turn == 0 {
+                    stream.turn = QUANTUM;
                 }
-                Some(stream) => {
-                    stream.in_schedule = false;
-                    stream.turn = 0;
-                    self.schedule.remove_front(class);
-                }
-                None => self.schedule.remove_front(class),
+                let max = self.grant_for(StreamId(id))?;
+                return Some(Grant { id: StreamId(id), max: usize::try_from(max).unwrap_or(usize::MAX) });
             }
+            stream.in_schedule = false;
+            stream.turn = 0;
+            self.schedule.remove_front(class);
         }
     }
 
-    /// What a stream may send in its next packet; `None` for nothing.
+    /// What a stream may send in its next packet; `None` for nothing. Only the stream at the front of its class has
+    /// bytes left of a turn.
     pub(super) fn grant_for(&self, id: StreamId) -> Option<u32> {
         let stream = self.stream_ref(id).filter(|stream| stream.can_send())?;
         let credit = u32::try_from(stream.sending.credit()).unwrap_or(u32::MAX);
         Some(credit.min(self.peer.max_data).min(stream.turn)).filter(|max| *max > 0)
     }
 
+    /// Counts a packet of the stream at the front of its class.
     pub(super) fn on_sent(&mut self, id: StreamId, len: u32) {
         let Some(stream) = self.streams.get_mut(&id.0) else { return };
         stream.sending.sent(len);
@@ -133,7 +132,7 @@ impl Session {
     fn put_session(&mut self, now: Instant, out: &mut Out<'_>) -> bool {
         let program = self.config.program;
         if self.owed.hello {
-            let header = program.header(Procedure::Hello, PacketType::Call, 1, Status::Ok);
+            let header = program.header(Procedure::Hello, PacketType::Call, hello::SERIAL, Status::Ok);
             if !out.put(&header, &self.hello()) {
                 return false;
             }
@@ -193,25 +192,6 @@ impl Session {
         if !out.put(&message(&self.config.program, Procedure::Close), &close) {
             self.owed.close = Some((close.code, close.rule, close.text));
         }
-    }
-
-    fn limits(&self) -> Limits {
-        Limits { max_data: self.config.max_data, max_streams: self.config.max_streams }
-    }
-
-    fn hello(&self) -> Hello {
-        Hello {
-            min_version: BISTREAM_1,
-            max_version: BISTREAM_1,
-            offered: FEATURES,
-            needed: 0,
-            limits: self.limits(),
-            extensions: Vec::new(),
-        }
-    }
-
-    fn hello_reply(&self) -> HelloReply {
-        HelloReply { version: BISTREAM_1, features: FEATURES, limits: self.limits(), extensions: Vec::new() }
     }
 }
 

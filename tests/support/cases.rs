@@ -198,6 +198,10 @@ fn session_cases() -> Vec<Case> {
         standing(Rule::IdUnknown, "finish", Session, |p| Packet::Finish(p.theirs(2), 0).encode()),
         standing(Rule::IdUnknown, "finish of 0", Session, |_| Packet::Finish(0, 0).encode()),
         standing(Rule::IdUnknown, "reset", Session, |p| Packet::Reset(p.theirs(2), error(1, "")).encode()),
+        standing(Rule::IdUnknown, "reset of one of ours that was not asked for yet", Session, |p| {
+            let id = p.session.open(p.now, open("x")).unwrap();
+            Packet::Reset(id.number(), error(1, "")).encode()
+        }),
         standing(Rule::IdUnknown, "reset of 0", Session, |_| Packet::Reset(0, error(1, "")).encode()),
         standing(Rule::IdUnknown, "CREDIT", Session, |p| Packet::credit(p.ours(2), 0, 1).encode()),
         standing(Rule::IdUnknown, "CREDIT for 0", Session, |_| Packet::credit(0, 0, 1).encode()),

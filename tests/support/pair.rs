@@ -349,7 +349,7 @@ impl Pair {
             if let Err(error) = result {
                 match self.at(to).closed.as_ref().expect("an error is the session's end") {
                     Err(cause) => assert_eq!(*cause, error),
-                    Ok(()) => assert!(matches!(error, SessionError::LinkLost(_))),
+                    Ok(()) => assert_eq!(error, SessionError::Closed),
                 }
                 return bytes.len();
             }

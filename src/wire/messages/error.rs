@@ -125,17 +125,23 @@ impl RemoteError {
     }
 }
 
-/// The message, its control characters escaped, and the code.
+/// The message, escaped, and the code.
 impl fmt::Display for RemoteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for character in self.message.chars() {
-            if character.is_control() {
-                write!(f, "{}", character.escape_default())?;
-            } else {
-                f.write_char(character)?;
-            }
-        }
-        write!(f, " (libvirt error {})", self.code)
+        write!(f, "{} (libvirt error {})", Escaped(&self.message), self.code)
+    }
+}
+
+/// A peer's words as they can be shown: control characters, which could speak to a terminal, are escaped.
+#[derive(Clone, Copy, Debug)]
+pub struct Escaped<'a>(pub &'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|character| match character.is_control() {
+            true => write!(f, "{}", character.escape_default()),
+            false => f.write_char(character),
+        })
     }
 }
 
