@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use io_support::*;
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Registry, Token};
 use virbistream::io::{
-    Address, Dispatcher, Listener, NoTargets, Permissions, Report, SessionOptions, Socket, UnixRelay,
+    Address, Attachment, Dispatcher, Handler, Listener, NoTargets, Permissions, Relay, Report, SessionOptions, Socket,
 };
 use virbistream::proto::{SessionError, Side, StreamError};
 use virbistream::wire::{Open, close};
@@ -72,7 +72,7 @@ fn many_sessions_share_a_dispatcher() {
             near.established(*key);
             for _ in 0..STREAMS {
                 let (client, inner) = UnixStream::pair().unwrap();
-                let handler = Box::new(UnixRelay::new(inner).unwrap());
+                let handler = Box::new(Relay::new(inner).unwrap());
                 near.handle.open(*key, Open { target: "disk".into(), ..Open::default() }, handler);
                 seed += 1;
                 scope.spawn(move || expect_echo(patient(client), seed, MIB));
@@ -104,7 +104,7 @@ fn streams_are_opened_by_both_sides() {
 
                 let (client, inner) = UnixStream::pair().unwrap();
                 let open = Open { target: "disk".into(), ..Open::default() };
-                tunnel.far.handle.open(tunnel.far_key, open, Box::new(UnixRelay::new(inner).unwrap()));
+                tunnel.far.handle.open(tunnel.far_key, open, Box::new(Relay::new(inner).unwrap()));
                 let id = tunnel.far.opened(tunnel.far_key);
                 tunnel.near.opened_as(tunnel.near_key, id);
                 assert_eq!(id.number() % 2, 0);
@@ -230,6 +230,73 @@ fn a_write_that_takes_nothing_is_an_error_and_no_loop() {
 }
 
 #[test]
+fn a_handler_that_claims_more_than_there_is_fails_its_stream() {
+    let reading = |buf: &mut [u8]| Ok(buf.len() + 1);
+    let writing = |bufs: &[io::IoSlice<'_>]| Ok(bufs.iter().map(|buf| buf.len()).sum::<usize>() + 1);
+    for handler in [Custom::new().0.reading(reading), Custom::new().0.writing(writing)] {
+        let mut tunnel = Tunnel::new();
+        tunnel.ask("disk", handler.boxed());
+        let mut server = tunnel.accepted();
+        // It comes too late where the stream has failed by reading.
+        let _ = server.write_all(b"it");
+        let id = tunnel.near.opened(tunnel.near_key);
+        for (cause, _) in tunnel.ended(id) {
+            assert!(remote_error(&cause.unwrap_err()).message.contains("claims"));
+        }
+    }
+}
+
+/// A source of its own and a sink of its own: that the first ends says nothing of the second.
+struct Pipes {
+    source: mio::unix::pipe::Receiver,
+    sink: mpsc::Sender<Vec<u8>>,
+}
+
+impl Handler for Pipes {
+    fn attach(&mut self, at: &Attachment<'_>) -> io::Result<()> {
+        at.registry().register(&mut self.source, at.token(), Interest::READABLE)
+    }
+
+    fn detach(&mut self, registry: &Registry) {
+        registry.deregister(&mut self.source).unwrap();
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.source.read(buf)
+    }
+
+    fn write(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        self.sink.send(bufs[0].to_vec()).unwrap();
+        Ok(bufs[0].len())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn stop(&mut self) {}
+
+    fn reset(&mut self, _cause: &StreamError) {}
+}
+
+#[test]
+fn a_source_that_ends_takes_nothing_from_the_other_direction() {
+    let (mut source, receiver) = mio::unix::pipe::new().unwrap();
+    let (sink, sunk) = mpsc::channel();
+    let mut tunnel = Tunnel::new();
+    tunnel.ask("disk", Box::new(Pipes { source: receiver, sink }));
+    let mut server = tunnel.accepted();
+    source.write_all(b"fro").unwrap();
+    drop(source);
+    assert_eq!(to_eof(&server), b"fro");
+    server.write_all(b"to").unwrap();
+    server.shutdown(Shutdown::Write).unwrap();
+    let id = tunnel.near.opened(tunnel.near_key);
+    tunnel.ended_well(id);
+    assert_eq!(sunk.iter().flatten().collect::<Vec<_>>(), b"to");
+}
+
+#[test]
 fn close_lets_streams_finish_and_takes_no_new_ones() {
     for near_closes in [true, false] {
         let mut tunnel = Tunnel::new();
@@ -254,6 +321,8 @@ fn close_lets_streams_finish_and_takes_no_new_ones() {
         }
         expect_echo_between(client, server);
         tunnel.ended_well(id);
+        let asked = if near_closes { &mut tunnel.far } else { &mut tunnel.near };
+        asked.wait("draining", |report| matches!(report, Report::Draining { .. }).then_some(()));
         assert!(tunnel.near.unasked().is_empty() && tunnel.far.unasked().is_empty(), "one stream is left");
         let Carried { id, client, server } = second;
         drop((client, server));
@@ -336,8 +405,18 @@ fn a_session_that_is_gone_refuses_streams() {
     let mut tunnel = Tunnel::new();
     tunnel.near.handle.close(tunnel.near_key);
     tunnel.near.session_ended(tunnel.near_key).unwrap();
-    // Whether or not its link still lingers: the handler is dropped.
+    // Whether or not its link still lingers: the handler is told, and dropped.
     assert_eq!(to_eof(tunnel.ask_for("disk")), []);
+    for session in [tunnel.near_key, tunnel.far_key] {
+        let (handler, told) = Custom::new();
+        let open = Open { target: "disk".into(), ..Open::default() };
+        let stream = tunnel.near.handle.open(session, open, handler.boxed());
+        let told = all_told(&told);
+        assert!(matches!(told[..], [Told::Detached, Told::Reset(StreamError::NotOpened(_))]), "{told:?}");
+        tunnel.near.wait("that it was refused", |report| {
+            matches!(report, Report::StreamRefused { stream: refused, .. } if *refused == stream).then_some(())
+        });
+    }
 }
 
 #[test]

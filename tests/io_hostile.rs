@@ -317,9 +317,84 @@ fn many_calls_at_once_are_all_answered() {
     peer.hello();
 }
 
+/// However full the link is when the calls come.
+#[test]
+fn one_who_calls_beside_bulk_and_reads_gets_every_answer() {
+    const CALLS: u32 = 20_000;
+    let (reached, full) = mpsc::channel();
+    let (_far, address) = far_with(
+        move || Endless::new(Pattern::new(1), 1, reached.clone()),
+        Config { silence_limit: Duration::from_secs(3600), ..Config::default() },
+    );
+    let mut peer = Raw::connect(&address);
+    peer.hello();
+    peer.open(1, "it", u64::MAX);
+    full.recv_timeout(PATIENCE).unwrap();
+    let calls: Vec<u8> = (0..CALLS).flat_map(|serial| legacy_call(PROGRAM, 1, 9999, serial)).collect();
+    let mut writer = peer.stream.try_clone().unwrap();
+    let writing = thread::spawn(move || writer.write_all(&calls).unwrap());
+    let mut answered = 0;
+    while answered < CALLS {
+        let (header, _) = peer.receive();
+        if header.procedure == 9999 {
+            assert_eq!(header.serial, answered);
+            answered += 1;
+        }
+    }
+    writing.join().unwrap();
+}
+
+#[test]
+fn what_the_last_packet_is_owed_reaches_one_who_has_finished_writing() {
+    let cases: [(&str, &dyn Fn(&mut Raw)); 3] = [
+        ("an answer", &|peer| peer.say(&legacy_call(PROGRAM, 1, 9999, 5))),
+        ("a refusal of HELLO", &|peer| {
+            let limits = Limits { max_data: 262_120, max_streams: 16 };
+            let hello = Hello { min_version: 7, max_version: 9, offered: 0, needed: 0, limits, extensions: vec![] };
+            peer.send(Procedure::Hello, PacketType::Call, 1, Status::Ok, &hello);
+        }),
+        ("CLOSE", &|peer| {
+            peer.hello();
+            peer.data(99, b"x");
+        }),
+    ];
+    for (what, act) in cases {
+        let (_far, address) = far();
+        let mut peer = Raw::connect(&address);
+        act(&mut peer);
+        peer.shut();
+        assert_ne!(peer.rest(), [], "{what}");
+    }
+}
+
+/// A legacy packet and a header in pieces are no packets of the session's, and yet the peer lives.
+#[test]
+fn bytes_of_any_kind_are_a_sign_of_life() {
+    let config = Config {
+        ping_interval: Duration::from_millis(50),
+        silence_limit: Duration::from_millis(1000),
+        ..Config::default()
+    };
+    let (mut far, address) = far_with(|| Custom::new().0, config);
+    let mut peer = Raw::connect(&address);
+    peer.hello();
+    let key = far.link_accepted();
+    let upload = Header { program: PROGRAM, version: 1, procedure: 300, kind: 3, serial: 9, status: 2 }.encode(1 << 20);
+    peer.say(&upload);
+    // A piece for each PING, of which there are twenty in the time that silence may last.
+    for _ in 0..60 {
+        let (header, _) = peer.receive();
+        assert_eq!(header, ours(Procedure::Ping, PacketType::Message, 0, Status::Ok));
+        peer.say(&[0; 9]);
+    }
+    drop(peer);
+    assert!(matches!(far.session_ended(key), Err(SessionError::LinkLost(_))));
+}
+
 #[test]
 fn one_who_calls_on_and_never_reads_the_answers_is_dropped() {
-    let (mut far, address) = far();
+    let config = Config { silence_limit: Duration::from_millis(300), ..Config::default() };
+    let (mut far, address) = far_with(|| Custom::new().0, config);
     let mut peer = Raw::connect(&address);
     let calls: Vec<u8> = (0..1000).flat_map(|serial| legacy_call(PROGRAM, 1, 9999, serial)).collect();
     let key = far.link_accepted();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use allocation_counter::measure;
 use io_support::*;
 use mio::Events;
-use virbistream::io::{Dispatcher, Handle, Report, SessionKey, SessionOptions, Socket, UnixRelay, UnixTargets};
+use virbistream::io::{Dispatcher, Handle, Relay, Report, SessionKey, SessionOptions, Socket, UnixTargets};
 use virbistream::proto::Side;
 use virbistream::wire::Open;
 
@@ -126,7 +126,7 @@ impl Pair {
     fn open(&self, key: SessionKey, target: &str) -> UnixStream {
         let (client, inner) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
-        let handler = Box::new(UnixRelay::new(inner).unwrap());
+        let handler = Box::new(Relay::new(inner).unwrap());
         self.near.handle.open(key, Open { target: target.into(), ..Open::default() }, handler);
         client
     }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use io_support::*;
-use virbistream::io::{Dispatcher, Handle, Report, SessionOptions, Socket, UnixRelay};
+use virbistream::io::{Dispatcher, Handle, Relay, Report, SessionOptions, Socket};
 use virbistream::proto::{Config, Side, StreamError};
 use virbistream::wire::{
     DATA_MAX, DATA_MIN, Finish, HelloReply, Limits, Open, OpenReply, PacketType, Procedure, RemoteError, Status, Stop,
@@ -180,7 +180,7 @@ fn an_open_that_is_not_answered_is_given_up() {
     peer.send(Procedure::Hello, PacketType::Reply, 1, Status::Ok, &reply);
     near.established(key);
     let (client, inner) = UnixStream::pair().unwrap();
-    near.handle.open(key, Open { target: "it".into(), ..Open::default() }, Box::new(UnixRelay::new(inner).unwrap()));
+    near.handle.open(key, Open { target: "it".into(), ..Open::default() }, Box::new(Relay::new(inner).unwrap()));
     peer.expect::<Open>(Procedure::Open, PacketType::Call, 1, Status::Ok);
     let reason = near.refused();
     assert!(reason.starts_with("the peer did not answer OPEN"), "{reason}");

@@ -14,7 +14,7 @@ use io_support::*;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use socket2::SockRef;
-use virbistream::io::{Socket, UnixRelay};
+use virbistream::io::{Relay, Socket};
 use virbistream::proto::{SessionError, StreamError};
 
 const MIB: usize = 1 << 20;
@@ -256,7 +256,7 @@ fn a_reset_reaches_a_tcp_client_as_a_reset() {
     let target = target.writing(|_| Err(io::Error::other("the disk is gone")));
     let mut tunnel = Tunnel::with(|options, _| options.targets = once(target));
     let (client, inner) = tcp_link();
-    tunnel.ask("it", Box::new(UnixRelay::from(Socket::from_tcp(inner).unwrap())));
+    tunnel.ask("it", Box::new(Relay::from(Socket::from_tcp(inner).unwrap())));
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     (&client).write_all(b"hello").unwrap();
     let id = tunnel.near.opened(tunnel.near_key);
@@ -268,7 +268,7 @@ fn a_reset_reaches_a_tcp_client_as_a_reset() {
 fn a_reset_of_a_tcp_client_reaches_the_other_end() {
     let mut tunnel = Tunnel::new();
     let (client, inner) = tcp_link();
-    tunnel.ask("disk", Box::new(UnixRelay::from(Socket::from_tcp(inner).unwrap())));
+    tunnel.ask("disk", Box::new(Relay::from(Socket::from_tcp(inner).unwrap())));
     let id = tunnel.near.opened(tunnel.near_key);
     let server = accept(&tunnel.listener);
     SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();

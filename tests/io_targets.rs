@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use io_support::*;
 use virbistream::io::{Decision, Request, SessionOptions, Targets, UnixTargets};
-use virbistream::proto::StreamError;
-use virbistream::wire::{PacketType, Procedure, RemoteError, Status, codes};
+use virbistream::proto::{OpenError, StreamError};
+use virbistream::wire::{Extension, Open, PacketType, Procedure, RemoteError, Status, codes, kind};
 
 const ENOENT: i32 = 2;
 const ECONNREFUSED: i32 = 111;
@@ -125,7 +125,11 @@ fn a_name_that_is_none_is_never_asked_for() {
         let (handler, told) = Custom::new();
         tunnel.ask(target, handler.boxed());
         assert_eq!(tunnel.near.refused(), "not a target name");
-        assert!(all_told(&told).is_empty());
+        let told = all_told(&told);
+        assert!(
+            matches!(told[..], [Told::Detached, Told::Reset(StreamError::NotOpened(OpenError::TargetName))]),
+            "{told:?}"
+        );
     }
     let _carried = tunnel.carry();
     assert!(tunnel.far.unasked().is_empty());
@@ -230,6 +234,40 @@ fn a_stream_whose_opener_leaves_is_dialled_no_more() {
         }
         drop(peer);
     }
+}
+
+#[test]
+fn who_waits_for_ever_is_no_fault_of_the_clock() {
+    let (asked, asking) = mpsc::channel();
+    let mut tunnel = Tunnel::with(move |options, _| {
+        options.dial_timeout = Duration::MAX;
+        options.targets = Arc::new(Offer(move |_: &Request<'_>| {
+            let _ = asked.send(());
+            Decision::RetryAfter(Duration::MAX)
+        }));
+    });
+    let (handler, _told) = Custom::new();
+    let stream = tunnel.ask("later", handler.boxed());
+    asking.recv_timeout(PATIENCE).unwrap();
+    tunnel.near.handle.reset(tunnel.near_key, stream, RemoteError::new(codes::OPERATION_ABORTED, 0, "no more"));
+    assert_eq!(tunnel.near.refused(), "no more (libvirt error 78)");
+}
+
+#[test]
+fn targets_are_told_who_asks_and_what() {
+    let (ask, asked) = mpsc::channel();
+    let tunnel = Tunnel::with(move |options, _| {
+        options.targets = Arc::new(Offer(move |request: &Request<'_>| {
+            let _ = ask.send((request.peer.to_owned(), request.kind, request.priority, request.extensions.to_vec()));
+            Decision::Refuse(RemoteError::new(codes::ACCESS_DENIED, 0, "nothing is offered"))
+        }));
+    });
+    let extensions = vec![Extension { kind: 77, needed: false, value: vec![1, 2, 3] }];
+    let open = Open { target: "it".into(), kind: kind::MEMORY, priority: 1, extensions, ..Open::default() };
+    tunnel.near.handle.open(tunnel.near_key, open.clone(), Custom::new().0.boxed());
+    let (peer, kind, priority, extensions) = asked.recv_timeout(PATIENCE).unwrap();
+    assert!(peer.starts_with("tcp://127.0.0.1:"), "{peer}");
+    assert_eq!((kind, priority, extensions), (open.kind, open.priority, open.extensions));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use support::*;
-use virbistream::proto::{Config, SessionError, StreamError};
+use virbistream::proto::{Config, StreamError};
 use virbistream::wire::{Open, Rule, codes};
 
 #[derive(Clone, Debug)]

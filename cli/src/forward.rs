@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use virbistream::io::{ForwardKey, Report, SessionKey, SessionOptions, Socket};
+use virbistream::io::{ListenerKey, Report, SessionKey, SessionOptions, Socket};
 use virbistream::proto::{SessionError, Side};
 use virbistream::wire::Open;
 
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
 struct Forward<'a> {
     args: &'a ForwardArgs,
     running: Running,
-    forwards: Vec<ForwardKey>,
+    forwards: Vec<ListenerKey>,
 }
 
 /// What a session, or waiting for one, came to.

@@ -137,11 +137,11 @@ fn log(report: &Report, session_failed: log::Level) {
         Report::SessionEnded { session, cause: Err(cause) } => {
             log::log!(session_failed, "session {session}: {cause}");
         }
-        Report::StreamOpened { session, id, target } => log::info!("session {session}: stream {id} to `{target}`"),
-        Report::StreamRefused { session, target, reason } => {
+        Report::StreamOpened { session, id, target, .. } => log::info!("session {session}: stream {id} to `{target}`"),
+        Report::StreamRefused { session, target, reason, .. } => {
             log::warn!("session {session}: no stream to `{target}`: {reason}");
         }
-        Report::StreamEnded { session, id, target, cause, stats } => {
+        Report::StreamEnded { session, id, target, cause, stats, .. } => {
             let bytes = format!("{} bytes sent, {} received", stats.sent, stats.received);
             match cause {
                 Ok(()) => log::info!("session {session}: stream {id} to `{target}` done, {bytes}"),

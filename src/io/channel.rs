@@ -2,17 +2,43 @@
 
 use std::io::{self, IoSlice};
 
-use mio::Token;
+use mio::{Registry, Token};
 
 use super::backlog::Backlog;
+use super::handle::{SessionKey, StreamKey};
 use super::handler::Handler;
+use super::report::Report;
+use crate::proto::{OpenError, StreamError};
 
 /// Slices of the backlog that one write takes.
 const SLICES: usize = 64;
 
+/// What a stream is connected to, and what both are called.
+pub(super) struct Opened {
+    pub(super) key: StreamKey,
+    pub(super) target: String,
+    pub(super) handler: Box<dyn Handler>,
+}
+
+impl Opened {
+    /// It could not even be asked for.
+    pub(super) fn refuse(
+        mut self,
+        registry: &Registry,
+        report: &mut dyn FnMut(Report),
+        session: SessionKey,
+        error: OpenError,
+    ) {
+        self.handler.detach(registry);
+        self.handler.reset(&StreamError::NotOpened(error));
+        report(Report::StreamRefused { session, stream: self.key, target: self.target, reason: error.to_string() });
+    }
+}
+
 pub(super) struct Channel {
     pub(super) handler: Box<dyn Handler>,
     pub(super) token: Token,
+    pub(super) key: StreamKey,
     pub(super) target: String,
     /// Stands: accepted by whoever was asked, and attached.
     pub(super) is_open: bool,
@@ -25,10 +51,12 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    pub(super) fn new(handler: Box<dyn Handler>, token: Token, target: String) -> Self {
+    pub(super) fn new(opened: Opened, token: Token) -> Self {
+        let Opened { key, target, handler } = opened;
         Self {
             handler,
             token,
+            key,
             target,
             is_open: false,
             can_write: true,
@@ -44,7 +72,7 @@ impl Channel {
         let mut taken = 0;
         if self.backlog.is_empty() {
             while taken < bytes.len() && self.can_write {
-                taken += self.write(|handler| handler.write(&[IoSlice::new(&bytes[taken..])]))?;
+                taken += write(&mut *self.handler, &mut self.can_write, &[IoSlice::new(&bytes[taken..])])?;
             }
         }
         if taken < bytes.len() {
@@ -60,10 +88,7 @@ impl Channel {
         while !self.backlog.is_empty() && self.can_write {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let set = self.backlog.front(&mut slices);
-            let taken = {
-                let slices = &slices[..set];
-                write(&mut *self.handler, &mut self.can_write, |handler| handler.write(slices))?
-            };
+            let taken = write(&mut *self.handler, &mut self.can_write, &slices[..set])?;
             self.backlog.advance(taken);
             delivered += taken as u64;
         }
@@ -97,21 +122,16 @@ impl Channel {
         }
         Ok(())
     }
-
-    fn write(&mut self, write_some: impl FnOnce(&mut dyn Handler) -> io::Result<usize>) -> io::Result<usize> {
-        write(&mut *self.handler, &mut self.can_write, write_some)
-    }
 }
 
 /// One write, with "not now" remembered instead of returned.
-fn write(
-    handler: &mut dyn Handler,
-    can_write: &mut bool,
-    write_some: impl FnOnce(&mut dyn Handler) -> io::Result<usize>,
-) -> io::Result<usize> {
-    match write_some(handler) {
+fn write(handler: &mut dyn Handler, can_write: &mut bool, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    match handler.write(bufs) {
         // A handler that takes nothing without saying why would be asked for ever.
         Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+        Ok(taken) if taken > bufs.iter().map(|buf| buf.len()).sum() => {
+            Err(io::Error::other("its handler claims to have taken more than it was given"))
+        }
         Ok(taken) => Ok(taken),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             *can_write = false;

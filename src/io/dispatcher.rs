@@ -2,22 +2,23 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
 use parking_lot::Mutex;
 
-use super::handle::{Command, ForwardKey, Handle, SessionKey, SessionOptions, Shared};
+use super::channel::Opened;
+use super::handle::{Command, Handle, ListenerKey, SessionKey, SessionOptions, Shared, StreamKey};
 use super::link::Link;
 use super::listener::Listener;
 use super::peer::{Context, Peer, Turn};
 use super::pool::{BUFFER_LEN, Pool};
-use super::relay::UnixRelay;
+use super::relay::Relay;
 use super::report::Report;
 use super::socket::Socket;
 use super::tokens::{Place, Tokens};
-use crate::proto::{Session, Side};
+use crate::proto::{OpenError, Session, SessionError, Side};
 use crate::wire::Open;
 
 /// Connections taken from one listener before others have their turn.
@@ -29,21 +30,41 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// The mio loop: reads links, hands packets to their sessions, wakes handlers, writes what is owed.
 ///
 /// One thread runs it, by [`run`](Self::run) or [`turn`](Self::turn); others drive it through its [`Handle`].
+///
+/// Dropped before it is [over](Self::is_over), it closes its links and drops its handlers without a word.
 pub struct Dispatcher {
+    common: Common,
+    peers: BTreeMap<SessionKey, Held>,
+    /// Peers that want a turn; each stands here once.
+    ready: VecDeque<SessionKey>,
+    timers: BTreeSet<(Instant, SessionKey)>,
+    listeners: HashMap<ListenerKey, Listening>,
+    /// No listeners any more; it ends with its last session.
+    ending: bool,
+}
+
+/// What peers work with, one at a time.
+struct Common {
     poll: Poll,
     handle: Handle,
     report: Box<dyn FnMut(Report) + Send>,
     tokens: Tokens,
     pool: Pool,
     scratch: Vec<u8>,
-    peers: BTreeMap<SessionKey, Held>,
-    /// Peers that want a turn; each stands here once.
-    ready: VecDeque<SessionKey>,
-    timers: BTreeSet<(Instant, SessionKey)>,
-    listeners: HashMap<usize, Listening>,
-    next_listener: usize,
-    /// No listeners any more; it ends with its last session.
-    ending: bool,
+}
+
+impl Common {
+    fn context(&mut self, now: Instant) -> Context<'_> {
+        Context {
+            registry: self.poll.registry(),
+            tokens: &mut self.tokens,
+            pool: &mut self.pool,
+            scratch: &mut self.scratch,
+            handle: &self.handle,
+            report: &mut *self.report,
+            now,
+        }
+    }
 }
 
 struct Held {
@@ -67,7 +88,7 @@ struct Listening {
 #[derive(Clone)]
 enum Role {
     Links(SessionOptions),
-    Forward { key: ForwardKey, open: Open, session: Option<SessionKey> },
+    Forward { open: Open, session: Option<SessionKey> },
 }
 
 impl std::fmt::Debug for Dispatcher {
@@ -79,7 +100,7 @@ impl std::fmt::Debug for Dispatcher {
 impl AsRawFd for Dispatcher {
     /// Readable when [`turn`](Dispatcher::turn) has something to do: for a host's own epoll.
     fn as_raw_fd(&self) -> RawFd {
-        self.poll.as_raw_fd()
+        self.common.poll.as_raw_fd()
     }
 }
 
@@ -92,26 +113,28 @@ impl Dispatcher {
         let poll = Poll::new()?;
         let mut tokens = Tokens::default();
         let waker = mio::Waker::new(poll.registry(), tokens.add(Place::Waker))?;
-        let shared = Shared { commands: Mutex::default(), waker, next_key: AtomicU64::new(1) };
-        Ok(Self {
+        let shared = Shared { commands: Mutex::new(Some(VecDeque::new())), waker, next_key: AtomicU64::new(1) };
+        let common = Common {
             poll,
             handle: Handle { shared: Arc::new(shared) },
             report: Box::new(report),
             tokens,
             pool: Pool::default(),
             scratch: vec![0; BUFFER_LEN],
+        };
+        Ok(Self {
+            common,
             peers: BTreeMap::new(),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             listeners: HashMap::new(),
-            next_listener: 0,
             ending: false,
         })
     }
 
     /// What drives it from elsewhere.
     pub fn handle(&self) -> Handle {
-        self.handle.clone()
+        self.common.handle.clone()
     }
 
     /// Runs until `drain` or `shutdown` was called and the last session is over.
@@ -141,14 +164,14 @@ impl Dispatcher {
     pub fn turn(&mut self, events: &mut Events, max_wait: Option<Duration>) -> io::Result<()> {
         let due = self.next_turn().map(|due| due.saturating_duration_since(Instant::now()));
         let wait = due.into_iter().chain(max_wait).min();
-        match self.poll.poll(events, wait) {
+        match self.common.poll.poll(events, wait) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             result => result?,
         }
         let now = Instant::now();
         self.on_commands(now);
         for event in events.iter() {
-            match self.tokens.get(event.token()) {
+            match self.common.tokens.get(event.token()) {
                 Some(Place::Link(key)) => {
                     if let Some(held) = self.peers.get_mut(&key) {
                         held.peer.on_link_event(event.is_readable(), event.is_writable());
@@ -156,8 +179,7 @@ impl Dispatcher {
                     self.wants_turn(key);
                 }
                 Some(Place::Stream(key, id)) => {
-                    let (writable, broken) = (event.is_writable(), event.is_write_closed());
-                    self.with(key, now, |peer, cx| peer.on_stream_event(cx, id, writable, broken));
+                    self.with(key, now, |peer, cx| peer.on_stream_event(cx, id, event));
                 }
                 Some(Place::Listener(key)) => {
                     if let Some(listening) = self.listeners.get_mut(&key) {
@@ -187,16 +209,7 @@ impl Dispatcher {
     /// Calls a peer with what it needs, and gives it a turn afterwards.
     fn with(&mut self, key: SessionKey, now: Instant, call: impl FnOnce(&mut Peer, &mut Context<'_>)) {
         let Some(held) = self.peers.get_mut(&key) else { return };
-        let mut cx = Context {
-            registry: self.poll.registry(),
-            tokens: &mut self.tokens,
-            pool: &mut self.pool,
-            scratch: &mut self.scratch,
-            handle: &self.handle,
-            report: &mut *self.report,
-            now,
-        };
-        call(&mut held.peer, &mut cx);
+        call(&mut held.peer, &mut self.common.context(now));
         self.wants_turn(key);
     }
 
@@ -215,16 +228,7 @@ impl Dispatcher {
             let Some(key) = self.ready.pop_front() else { return };
             let Some(held) = self.peers.get_mut(&key) else { continue };
             held.is_ready = false;
-            let mut cx = Context {
-                registry: self.poll.registry(),
-                tokens: &mut self.tokens,
-                pool: &mut self.pool,
-                scratch: &mut self.scratch,
-                handle: &self.handle,
-                report: &mut *self.report,
-                now,
-            };
-            let turn = held.peer.turn(&mut cx);
+            let turn = held.peer.turn(&mut self.common.context(now));
             let timer = if turn == Turn::Gone { None } else { held.peer.deadline() };
             if timer != held.timer {
                 if let Some(old) = std::mem::replace(&mut held.timer, timer) {
@@ -237,7 +241,7 @@ impl Dispatcher {
                 Turn::Wait => {}
                 Turn::Gone => {
                     if let Some(held) = self.peers.remove(&key) {
-                        held.peer.dispose(&mut cx);
+                        held.peer.dispose(&mut self.common.context(now));
                     }
                 }
             }
@@ -258,8 +262,8 @@ impl Dispatcher {
 
     fn on_commands(&mut self, now: Instant) {
         // A handler's call may add more; they come with the next turn, for which the waker stands.
-        let commands = std::mem::take(&mut *self.handle.shared.commands.lock());
-        for command in commands {
+        let commands = self.common.handle.shared.commands.lock().as_mut().map(std::mem::take);
+        for command in commands.into_iter().flatten() {
             self.on_command(command, now);
         }
     }
@@ -267,16 +271,24 @@ impl Dispatcher {
     fn on_command(&mut self, command: Command, now: Instant) {
         match command {
             Command::Attach { key, socket, side, options } => self.hold(key, socket, side, options, now),
-            Command::Listen { listener, options } => self.listen(listener, Role::Links(options)),
+            Command::Listen { key, listener, options } => self.listen(key, listener, Role::Links(options)),
             Command::Forward { key, listener, open } => {
-                self.listen(listener, Role::Forward { key, open, session: None });
+                self.listen(key, listener, Role::Forward { open, session: None });
             }
             Command::Route { key, session } => self.route(key, session),
-            Command::Open { session, open, handler } => {
-                self.with(session, now, |peer, cx| peer.open(cx, open, handler));
+            Command::StopListening { key } => {
+                if let Some(listening) = self.listeners.remove(&key) {
+                    self.common.tokens.remove(listening.token);
+                }
             }
-            Command::Wake { session, id } => {
-                self.with(session, now, |peer, cx| peer.on_stream_event(cx, id, true, false));
+            Command::Open { session, open, opened } => self.open(session, open, opened, now),
+            Command::Reset { session, key, error } => {
+                self.with(session, now, |peer, cx| peer.reset(cx, key, error));
+            }
+            Command::Wake { session, id, waking } => {
+                // Before the handler is asked: a call from then on is another one.
+                waking.store(false, Ordering::Release);
+                self.with(session, now, |peer, cx| peer.on_wake(cx, id));
             }
             Command::Close { session } => self.with(session, now, |peer, _| peer.close()),
             Command::Drain => self.end_all(now, Peer::close),
@@ -287,7 +299,7 @@ impl Dispatcher {
     fn end_all(&mut self, now: Instant, end: impl Fn(&mut Peer)) {
         self.ending = true;
         for (_, listening) in self.listeners.drain() {
-            self.tokens.remove(listening.token);
+            self.common.tokens.remove(listening.token);
         }
         for key in self.peers.keys().copied().collect::<Vec<_>>() {
             self.with(key, now, |peer, _| end(peer));
@@ -295,16 +307,17 @@ impl Dispatcher {
     }
 
     fn hold(&mut self, key: SessionKey, socket: Socket, side: Side, options: SessionOptions, now: Instant) {
-        if self.ending {
-            return;
-        }
-        let token = self.tokens.add(Place::Link(key));
-        let link = match Link::new(socket, self.poll.registry(), token) {
+        let token = self.common.tokens.add(Place::Link(key));
+        let link = match self.ending {
+            true => Err(SessionError::Shutdown("its dispatcher takes no new sessions".into())),
+            false => Link::new(socket, self.common.poll.registry(), token)
+                .map_err(|error| SessionError::LinkLost(error.to_string())),
+        };
+        let link = match link {
             Ok(link) => link,
-            Err(error) => {
-                self.tokens.remove(token);
-                let cause = Err(crate::proto::SessionError::LinkLost(error.to_string()));
-                (self.report)(Report::SessionEnded { session: key, cause });
+            Err(cause) => {
+                self.common.tokens.remove(token);
+                (self.common.report)(Report::SessionEnded { session: key, cause: Err(cause) });
                 return;
             }
         };
@@ -317,32 +330,37 @@ impl Dispatcher {
         self.wants_turn(key);
     }
 
-    fn listen(&mut self, mut listener: Listener, role: Role) {
+    /// Opens a stream. Where there is no session, its handler hears of it all the same.
+    fn open(&mut self, session: SessionKey, open: Open, opened: Opened, now: Instant) {
+        if self.peers.contains_key(&session) {
+            self.with(session, now, |peer, cx| peer.open(cx, open, opened));
+        } else {
+            let cx = self.common.context(now);
+            opened.refuse(cx.registry, cx.report, session, OpenError::NotEstablished);
+        }
+    }
+
+    fn listen(&mut self, key: ListenerKey, mut listener: Listener, role: Role) {
         if self.ending {
             return;
         }
-        let key = self.next_listener;
-        self.next_listener += 1;
-        let token = self.tokens.add(Place::Listener(key));
-        if let Err(error) = listener.register(self.poll.registry(), token) {
-            self.tokens.remove(token);
-            report_accept_failure(&mut *self.report, &role, &error);
+        let token = self.common.tokens.add(Place::Listener(key));
+        if let Err(error) = listener.register(self.common.poll.registry(), token) {
+            self.common.tokens.remove(token);
+            (self.common.report)(Report::AcceptFailed { listener: key, reason: error.to_string() });
             return;
         }
         self.listeners.insert(key, Listening { listener, token, role, pending: true, retry: None, failing: false });
     }
 
-    fn route(&mut self, forward: ForwardKey, to: Option<SessionKey>) {
-        for listening in self.listeners.values_mut() {
-            match &mut listening.role {
-                Role::Forward { key, session, .. } if *key == forward => *session = to,
-                Role::Forward { .. } | Role::Links(_) => {}
-            }
+    fn route(&mut self, forward: ListenerKey, to: Option<SessionKey>) {
+        if let Some(Listening { role: Role::Forward { session, .. }, .. }) = self.listeners.get_mut(&forward) {
+            *session = to;
         }
     }
 
     fn accept(&mut self, now: Instant) {
-        let pending: Vec<usize> = self
+        let pending: Vec<ListenerKey> = self
             .listeners
             .iter()
             .filter(|(_, listening)| listening.pending && listening.retry.is_none_or(|retry| retry <= now))
@@ -353,7 +371,7 @@ impl Dispatcher {
         }
     }
 
-    fn accept_from(&mut self, key: usize, now: Instant) {
+    fn accept_from(&mut self, key: ListenerKey, now: Instant) {
         for _ in 0..ACCEPTS {
             let Some(listening) = self.listeners.get_mut(&key) else { return };
             listening.retry = None;
@@ -380,7 +398,7 @@ impl Dispatcher {
                 Err(error) => {
                     listening.retry = Some(now + ACCEPT_RETRY);
                     if !std::mem::replace(&mut listening.failing, true) {
-                        report_accept_failure(&mut *self.report, &listening.role, &error);
+                        (self.common.report)(Report::AcceptFailed { listener: key, reason: error.to_string() });
                     }
                     return;
                 }
@@ -394,24 +412,25 @@ impl Dispatcher {
     fn on_accepted(&mut self, socket: Socket, role: Role, now: Instant) {
         match role {
             Role::Links(options) => {
-                let key = self.handle.next_key();
-                (self.report)(Report::LinkAccepted { session: SessionKey(key), peer: socket.peer().to_owned() });
+                let key = self.common.handle.next_key();
+                (self.common.report)(Report::LinkAccepted { session: SessionKey(key), peer: socket.peer().to_owned() });
                 self.hold(SessionKey(key), socket, Side::Accepting, options, now);
             }
             Role::Forward { open, session, .. } => {
                 if let Some(session) = session {
-                    let handler = Box::new(UnixRelay::from(socket));
-                    self.with(session, now, |peer, cx| peer.open(cx, open, handler));
+                    let key = StreamKey(self.common.handle.next_key());
+                    let opened = Opened { key, target: open.target.clone(), handler: Box::new(Relay::from(socket)) };
+                    self.open(session, open, opened, now);
                 }
             }
         }
     }
 }
 
-fn report_accept_failure(report: &mut dyn FnMut(Report), role: &Role, error: &io::Error) {
-    let forward = match role {
-        Role::Forward { key, .. } => Some(*key),
-        Role::Links(_) => None,
-    };
-    report(Report::AcceptFailed { forward, reason: error.to_string() });
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        // Not under the lock: what is dropped with them may call the handle.
+        let commands = self.common.handle.shared.commands.lock().take();
+        drop(commands);
+    }
 }

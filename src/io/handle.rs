@@ -1,16 +1,17 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::channel::Opened;
 use super::handler::{Handler, NoTargets, Targets};
 use super::listener::Listener;
 use super::socket::Socket;
 use crate::proto::{Config, Side, StreamId};
-use crate::wire::Open;
+use crate::wire::{Open, RemoteError};
 
 /// The name of a session within its dispatcher; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,18 +23,22 @@ impl fmt::Display for SessionKey {
     }
 }
 
-/// The name of a forward: a listener whose connections become streams.
+/// The name of a stream within its dispatcher, from the moment that it is asked for; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ForwardKey(pub(super) u64);
+pub struct StreamKey(pub(super) u64);
 
-/// How a session is held.
+/// The name of a listener within its dispatcher; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerKey(pub(super) u64);
+
+/// How a session is held. Set what you need and take the rest from `default`: later versions have more fields.
 #[derive(Clone)]
 pub struct SessionOptions {
     /// Its limits and times.
     pub config: Config,
     /// What the peer may open.
     pub targets: Arc<dyn Targets>,
-    /// How long a target that is not ready is tried again before the peer is refused.
+    /// How long a target that is not ready is tried again before the peer is refused; at most a hundred years.
     pub dial_timeout: Duration,
 }
 
@@ -54,8 +59,8 @@ impl fmt::Debug for SessionOptions {
 
 /// Drives a [`Dispatcher`](super::Dispatcher) from other threads, and from its own handlers. Cheap to clone.
 ///
-/// Calls are carried out on the dispatcher's thread, in their order, and come to nothing when what they name is gone or
-/// the dispatcher is. What came of them is told by [`Report`](super::Report)s.
+/// Calls are carried out on the dispatcher's thread, in their order, and come to nothing when what they name is gone. What
+/// came of them is told by [`Report`](super::Report)s. Once the dispatcher is gone, they only drop what they were given.
 #[derive(Clone, Debug)]
 pub struct Handle {
     pub(super) shared: Arc<Shared>,
@@ -63,18 +68,21 @@ pub struct Handle {
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) commands: Mutex<VecDeque<Command>>,
+    /// `None` once the dispatcher is gone: nobody would take them out.
+    pub(super) commands: Mutex<Option<VecDeque<Command>>>,
     pub(super) waker: mio::Waker,
     pub(super) next_key: AtomicU64,
 }
 
 pub(super) enum Command {
     Attach { key: SessionKey, socket: Socket, side: Side, options: SessionOptions },
-    Listen { listener: Listener, options: SessionOptions },
-    Forward { key: ForwardKey, listener: Listener, open: Open },
-    Route { key: ForwardKey, session: Option<SessionKey> },
-    Open { session: SessionKey, open: Open, handler: Box<dyn Handler> },
-    Wake { session: SessionKey, id: StreamId },
+    Listen { key: ListenerKey, listener: Listener, options: SessionOptions },
+    Forward { key: ListenerKey, listener: Listener, open: Open },
+    Route { key: ListenerKey, session: Option<SessionKey> },
+    StopListening { key: ListenerKey },
+    Open { session: SessionKey, open: Open, opened: Opened },
+    Reset { session: SessionKey, key: StreamKey, error: RemoteError },
+    Wake { session: SessionKey, id: StreamId, waking: Arc<AtomicBool> },
     Close { session: SessionKey },
     Drain,
     Shutdown { reason: String },
@@ -87,7 +95,7 @@ impl fmt::Debug for Command {
 }
 
 impl Handle {
-    /// Holds a session on a connected socket, as the side given.
+    /// Holds a session on a connected socket, as the side given. `Report::SessionEnded` is the last that is said of it.
     pub fn attach(&self, socket: Socket, side: Side, options: SessionOptions) -> SessionKey {
         let key = SessionKey(self.next_key());
         self.send(Command::Attach { key, socket, side, options });
@@ -95,26 +103,42 @@ impl Handle {
     }
 
     /// Holds a session, as the accepting side, with everyone who connects.
-    pub fn listen(&self, listener: Listener, options: SessionOptions) {
-        self.send(Command::Listen { listener, options });
+    pub fn listen(&self, listener: Listener, options: SessionOptions) -> ListenerKey {
+        let key = ListenerKey(self.next_key());
+        self.send(Command::Listen { key, listener, options });
+        key
     }
 
     /// Turns everyone who connects into a stream, asked for as `open` says, of the session that `route` names;
     /// until then they wait in the listener's backlog.
-    pub fn forward(&self, listener: Listener, open: Open) -> ForwardKey {
-        let key = ForwardKey(self.next_key());
+    pub fn forward(&self, listener: Listener, open: Open) -> ListenerKey {
+        let key = ListenerKey(self.next_key());
         self.send(Command::Forward { key, listener, open });
         key
     }
 
     /// Names the session of a forward; with `None`, connections wait again.
-    pub fn route(&self, forward: ForwardKey, session: Option<SessionKey>) {
+    pub fn route(&self, forward: ListenerKey, session: Option<SessionKey>) {
         self.send(Command::Route { key: forward, session });
     }
 
-    /// Opens a stream to the peer's target, connected to `handler`.
-    pub fn open(&self, session: SessionKey, open: Open, handler: Box<dyn Handler>) {
-        self.send(Command::Open { session, open, handler });
+    /// Stops listening there. Who was accepted stays; connections that nobody has accepted yet are dropped.
+    pub fn stop_listening(&self, listener: ListenerKey) {
+        self.send(Command::StopListening { key: listener });
+    }
+
+    /// Opens a stream to the peer's target, connected to `handler`. `Report::StreamRefused` or `StreamEnded` is the last
+    /// that is said of it.
+    pub fn open(&self, session: SessionKey, open: Open, handler: Box<dyn Handler>) -> StreamKey {
+        let key = StreamKey(self.next_key());
+        let opened = Opened { key, target: open.target.clone(), handler };
+        self.send(Command::Open { session, open, opened });
+        key
+    }
+
+    /// Ends both directions of a stream at once; the peer is told this error.
+    pub fn reset(&self, session: SessionKey, stream: StreamKey, error: RemoteError) {
+        self.send(Command::Reset { session, key: stream, error });
     }
 
     /// Lets the session's streams finish, takes no new ones, then ends it.
@@ -133,20 +157,20 @@ impl Handle {
         self.send(Command::Shutdown { reason: reason.into() });
     }
 
-    pub(super) fn wake(&self, session: SessionKey, id: StreamId) {
-        self.send(Command::Wake { session, id });
-    }
-
     pub(super) fn next_key(&self) -> u64 {
         self.shared.next_key.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn send(&self, command: Command) {
-        let was_empty = {
-            let mut commands = self.shared.commands.lock();
-            commands.push_back(command);
-            commands.len() == 1
+    pub(super) fn send(&self, command: Command) {
+        let mut commands = self.shared.commands.lock();
+        let Some(queue) = &mut *commands else {
+            // Not under the lock: what is dropped with it may come here.
+            drop(commands);
+            return;
         };
+        queue.push_back(command);
+        let was_empty = queue.len() == 1;
+        drop(commands);
         if was_empty && let Err(error) = self.shared.waker.wake() {
             log::error!("the dispatcher cannot be woken: {error}");
         }

@@ -1,11 +1,14 @@
 use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use mio::event::Event;
 use mio::{Registry, Token};
 
-use super::handle::{Handle, SessionKey};
+use super::handle::{Command, Handle, SessionKey};
 use crate::proto::{StreamError, StreamId};
-use crate::wire::RemoteError;
+use crate::wire::{Extension, RemoteError};
 
 /// What a stream is connected to: one handler for each stream, called on the dispatcher's thread only.
 ///
@@ -19,7 +22,7 @@ pub trait Handler: Send {
     /// Any: the stream is reset with it.
     fn attach(&mut self, at: &Attachment<'_>) -> io::Result<()>;
 
-    /// The stream is over, or was refused before it stood. Deregister what `attach` registered; the handler is dropped next.
+    /// The stream is over, or never stood. Deregister what `attach` registered; the handler is dropped next.
     fn detach(&mut self, registry: &Registry);
 
     /// Fills the front of `buf` with bytes for the peer and gives how many; 0 is the end: our direction finishes.
@@ -44,8 +47,14 @@ pub trait Handler: Send {
     /// The peer discards what is still read here; `read` is not called again.
     fn stop(&mut self);
 
-    /// Both directions ended at once, for the cause given.
+    /// Both directions ended at once, for the cause given; or the stream never stood. `detach` came before.
     fn reset(&mut self, cause: &StreamError);
+
+    /// Whether an event of a source tells that bytes of the peer's are taken no more, though none waits to be written: the
+    /// same as `BrokenPipe` from `write`, only sooner. Not when only a source of our own bytes has ended.
+    fn is_broken(&self, _event: &Event) -> bool {
+        false
+    }
 }
 
 /// Where a handler is attached.
@@ -79,24 +88,36 @@ pub struct Waker {
     pub(super) handle: Handle,
     pub(super) session: SessionKey,
     pub(super) id: StreamId,
+    /// A call is under way: it stands for all that come until it is carried out.
+    pub(super) waking: Arc<AtomicBool>,
 }
 
 impl Waker {
     /// The handler may have bytes to read, or take bytes again.
     pub fn wake(&self) {
-        self.handle.wake(self.session, self.id);
+        if !self.waking.swap(true, Ordering::AcqRel) {
+            let waking = Arc::clone(&self.waking);
+            self.handle.send(Command::Wake { session: self.session, id: self.id, waking });
+        }
     }
 }
 
 /// A stream that the peer asks for.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Request<'a> {
     /// The session it is asked on.
     pub session: SessionKey,
+    /// Where the session's link comes from, as [`Socket::peer`](super::Socket::peer) says it.
+    pub peer: &'a str,
     /// The name of the target: 1..255 bytes without control characters, otherwise the peer's choice.
     pub target: &'a str,
     /// What it carries, a `wire::kind`: a hint.
     pub kind: u32,
+    /// 0 first to 3 last.
+    pub priority: u32,
+    /// Those that the library does not know; none of them is needed.
+    pub extensions: &'a [Extension],
 }
 
 /// The answer to a [`Request`].

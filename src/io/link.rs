@@ -36,6 +36,10 @@ impl Link {
         self.can_write |= writable;
     }
 
+    pub(super) fn peer(&self) -> &str {
+        self.socket.peer()
+    }
+
     /// Whether reading was stopped before the socket was drained: no event will tell again.
     pub(super) fn is_readable(&self) -> bool {
         self.can_read

@@ -18,9 +18,9 @@ mod tokens;
 
 pub use address::{Address, AddressError, UNIX_PATH_MAX};
 pub use dispatcher::Dispatcher;
-pub use handle::{ForwardKey, Handle, SessionKey, SessionOptions};
+pub use handle::{Handle, ListenerKey, SessionKey, SessionOptions, StreamKey};
 pub use handler::{Attachment, Decision, Handler, NoTargets, Request, Targets, Waker};
 pub use listener::{Listener, Permissions};
-pub use relay::{UnixRelay, UnixTargets};
+pub use relay::{Relay, UnixTargets};
 pub use report::Report;
 pub use socket::Socket;

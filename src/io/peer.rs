@@ -3,19 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Registry;
 
-use super::channel::Channel;
+use super::channel::{Channel, Opened};
 use super::foreign::Foreign;
-use super::handle::{Handle, SessionKey, SessionOptions};
-use super::handler::{Attachment, Decision, Handler, Request, Waker};
+use super::handle::{Handle, SessionKey, SessionOptions, StreamKey};
+use super::handler::{Attachment, Decision, Request, Waker};
 use super::link::{Link, Received};
 use super::pool::Pool;
 use super::report::Report;
 use super::tokens::{Place, Tokens};
-use crate::proto::{CONTROL_MAX, Event, Grant, OpenError, Session, SessionError, StreamError, StreamId, StreamStats};
+use crate::proto::{CONTROL_MAX, Event, Grant, LONGEST, Session, SessionError, StreamError, StreamId, StreamStats};
 use crate::wire::{Decoder, HEADER_LEN, Open, PACKET_MAX, Piece, RemoteError, codes, domains};
 
 /// Bytes read from a link, or written to it, before others have their turn.
@@ -62,11 +63,14 @@ pub(super) struct Peer {
     dialling: Vec<Dialling>,
     options: SessionOptions,
     phase: Phase,
+    /// The peer's side of the link has ended.
+    peer_ended: bool,
 }
 
 /// A target that was not ready.
 struct Dialling {
     id: StreamId,
+    key: StreamKey,
     request: Open,
     again: Instant,
     deadline: Instant,
@@ -82,6 +86,11 @@ enum Phase {
     Gone,
 }
 
+/// No wait that a user asks for makes the clock overflow.
+fn later(now: Instant, wait: Duration) -> Instant {
+    now + wait.min(LONGEST)
+}
+
 impl Peer {
     pub(super) fn new(key: SessionKey, session: Session, link: Link, options: SessionOptions) -> Self {
         Self {
@@ -95,6 +104,7 @@ impl Peer {
             dialling: Vec::new(),
             options,
             phase: Phase::Running,
+            peer_ended: false,
         }
     }
 
@@ -109,22 +119,41 @@ impl Peer {
             Phase::Flushing(deadline) | Phase::Lingering(deadline) => Some(deadline),
             Phase::Running | Phase::Gone => None,
         };
-        self.session.poll_timeout().into_iter().chain(dialling).chain(linger).min()
+        let session = match self.foreign.full_since() {
+            Some(since) => Some(self.unread_limit(since)),
+            None => self.session.poll_timeout(),
+        };
+        session.into_iter().chain(dialling).chain(linger).min()
+    }
+
+    /// How long a peer may leave legacy answers unread, where they keep the link from being read.
+    fn unread_limit(&self, since: Instant) -> Instant {
+        later(since, self.options.config.silence_limit)
     }
 
     pub(super) fn on_link_event(&mut self, readable: bool, writable: bool) {
         self.link.on_event(readable, writable);
     }
 
-    /// A source of the stream's handler is ready for something. `broken`: it takes no more bytes.
-    pub(super) fn on_stream_event(&mut self, cx: &mut Context<'_>, id: StreamId, writable: bool, broken: bool) {
+    /// A source of the stream's handler is ready for something.
+    pub(super) fn on_stream_event(&mut self, cx: &mut Context<'_>, id: StreamId, event: &mio::event::Event) {
+        let channel = self.channels.get_mut(&id).filter(|channel| channel.is_open);
+        if channel.is_some_and(|channel| channel.is_receiving() && channel.handler.is_broken(event)) {
+            self.stop(id);
+        }
+        self.on_ready(cx, id, event.is_writable());
+    }
+
+    /// The stream's handler asks to be asked again.
+    pub(super) fn on_wake(&mut self, cx: &mut Context<'_>, id: StreamId) {
+        self.on_ready(cx, id, true);
+    }
+
+    fn on_ready(&mut self, cx: &mut Context<'_>, id: StreamId, writable: bool) {
         if let Some(stream) = self.session.stream(id) {
             stream.ready();
         }
-        let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.is_open) else { return };
-        if broken && channel.is_receiving() {
-            self.stop(id);
-        } else if writable {
+        if writable && let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.is_open) {
             let flushed = channel.flush();
             self.on_delivered(cx, id, flushed);
         }
@@ -133,18 +162,30 @@ impl Peer {
     /// Reads, answers and writes what there is, up to a budget.
     pub(super) fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
         let received = self.receive(cx);
-        self.dial_again(cx);
-        if self.session.poll_timeout().is_some_and(|deadline| deadline <= cx.now) {
-            self.session.handle_timeout(cx.now);
-        }
+        self.on_time(cx.now);
         self.on_events(cx);
+        self.dial_again(cx);
         let sent = self.transmit(cx);
         self.on_events(cx);
         self.end_if_finished(cx.now);
         match self.phase {
             Phase::Gone => Turn::Gone,
-            _ if received || sent => Turn::Again,
+            _ if sent || received && self.foreign.full_since().is_none() => Turn::Again,
             _ => Turn::Wait,
+        }
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        match self.foreign.full_since() {
+            // What the peer sent meanwhile was not read: it cannot be called silent.
+            Some(since) if self.unread_limit(since) <= now => {
+                self.on_link_end("a legacy client calls on without reading the answers");
+            }
+            Some(_) => {}
+            None if self.session.poll_timeout().is_some_and(|deadline| deadline <= now) => {
+                self.session.handle_timeout(now);
+            }
+            None => {}
         }
     }
 
@@ -159,27 +200,30 @@ impl Peer {
     }
 
     /// Opens a stream of our own side.
-    pub(super) fn open(&mut self, cx: &mut Context<'_>, open: Open, handler: Box<dyn Handler>) {
-        let target = open.target.clone();
+    pub(super) fn open(&mut self, cx: &mut Context<'_>, open: Open, opened: Opened) {
         match self.session.open(cx.now, open) {
-            Ok(id) => self.add_channel(cx, id, handler, target),
-            Err(error) => self.report_refused(cx, target, error),
+            Ok(id) => self.add_channel(cx, id, opened),
+            Err(error) => opened.refuse(cx.registry, cx.report, self.key, error),
         }
     }
 
-    fn report_refused(&self, cx: &mut Context<'_>, target: String, error: OpenError) {
-        (cx.report)(Report::StreamRefused { session: self.key, target, reason: error.to_string() });
+    /// Ends a stream by our user's word.
+    pub(super) fn reset(&mut self, cx: &mut Context<'_>, key: StreamKey, error: RemoteError) {
+        let id = self.channels.iter().find(|(_, channel)| channel.key == key).map(|(id, _)| *id);
+        if let Some(id) = id {
+            self.reset_stream(cx, id, error);
+        }
     }
 
-    fn add_channel(&mut self, cx: &mut Context<'_>, id: StreamId, handler: Box<dyn Handler>, target: String) {
+    fn add_channel(&mut self, cx: &mut Context<'_>, id: StreamId, opened: Opened) {
         let token = cx.tokens.add(Place::Stream(self.key, id));
-        self.channels.insert(id, Channel::new(handler, token, target));
+        self.channels.insert(id, Channel::new(opened, token));
     }
 
     /// True when it stopped at its budget.
     fn receive(&mut self, cx: &mut Context<'_>) -> bool {
         let mut budget = TURN;
-        while budget > 0 {
+        while budget > 0 && self.foreign.full_since().is_none() {
             // Taken out for the call: what is read is borrowed from it while the context is lent on.
             let scratch = std::mem::take(&mut cx.scratch);
             let received = self.link.read(scratch);
@@ -192,7 +236,7 @@ impl Peer {
                 Ok(Received::Nothing) => false,
                 Ok(Received::End) => {
                     let cut = if self.decoder.at_boundary() { "" } else { " in the middle of a packet" };
-                    self.on_link_end(&format!("the peer closed the connection{cut}"));
+                    self.on_peer_end(cx, &format!("the peer closed the connection{cut}"));
                     false
                 }
                 Err(error) => {
@@ -213,7 +257,20 @@ impl Peer {
         self.phase = Phase::Gone;
     }
 
+    /// The peer sends no more; what its last packets are owed may still reach it.
+    fn on_peer_end(&mut self, cx: &mut Context<'_>, reason: &str) {
+        self.peer_ended = true;
+        self.transmit(cx);
+        if !self.session.is_closed() {
+            self.session.handle_link_lost(reason);
+        }
+        if !self.link.is_writing() && self.session.is_finished() {
+            self.phase = Phase::Gone;
+        }
+    }
+
     fn on_bytes(&mut self, cx: &mut Context<'_>, mut input: &[u8]) {
+        self.session.handle_heard(cx.now);
         while !self.session.is_closed() {
             match self.decoder.decode(&mut input) {
                 Ok(Some(piece)) => {
@@ -236,8 +293,7 @@ impl Peer {
                 if self.ours {
                     self.session.handle_header(cx.now, &header, payload_len)?;
                 } else {
-                    self.foreign.on_header(&header);
-                    self.answer_foreign(cx);
+                    self.foreign.on_header(cx.now, &header);
                 }
             }
             Piece::Payload { bytes, remaining } if self.ours => {
@@ -251,17 +307,6 @@ impl Peer {
             Piece::Payload { .. } => {}
         }
         Ok(())
-    }
-
-    /// Answers go out with the turn, unless there are too many for that. Those that the link does not take then are not
-    /// being read.
-    fn answer_foreign(&mut self, cx: &mut Context<'_>) {
-        if self.foreign.is_over_full() {
-            self.transmit(cx);
-        }
-        if self.foreign.is_over_full() {
-            self.on_link_end("a legacy client calls on without reading the answers");
-        }
     }
 
     /// What came of handing bytes, or the end of them, to a handler.
@@ -293,11 +338,15 @@ impl Peer {
         let target = self.channels.get(&id).map_or("", |channel| channel.target.as_str());
         let remote = RemoteError::new(codes::SYSTEM_ERROR, domains::STREAMS, format!("`{target}`: {error}"))
             .with_ints(error.raw_os_error().unwrap_or_default(), 0);
+        self.reset_stream(cx, id, remote);
+    }
+
+    fn reset_stream(&mut self, cx: &mut Context<'_>, id: StreamId, error: RemoteError) {
         let stats = self.stats(id);
         if let Some(stream) = self.session.stream(id) {
-            stream.reset(remote.clone());
+            stream.reset(error.clone());
         }
-        self.end_channel(cx, id, Err(StreamError::Local(Box::new(remote))), stats);
+        self.end_channel(cx, id, Err(StreamError::Local(Box::new(error))), stats);
     }
 
     fn stats(&mut self, id: StreamId) -> StreamStats {
@@ -332,34 +381,42 @@ impl Peer {
                     self.end_channel(cx, id, Err(error), stats);
                 }
                 Event::Over { id, stats } => self.end_channel(cx, id, Ok(()), stats),
-                Event::Draining => {}
+                Event::Draining => (cx.report)(Report::Draining { session: self.key }),
                 Event::Closed(cause) => (cx.report)(Report::SessionEnded { session: self.key, cause }),
             }
         }
     }
 
     fn on_incoming(&mut self, cx: &mut Context<'_>, id: StreamId, request: Open) {
-        let deadline = cx.now + self.options.dial_timeout;
-        self.dial(cx, Dialling { id, request, again: cx.now, deadline });
+        let deadline = later(cx.now, self.options.dial_timeout);
+        let key = StreamKey(cx.handle.next_key());
+        self.dial(cx, Dialling { id, key, request, again: cx.now, deadline });
     }
 
     fn dial(&mut self, cx: &mut Context<'_>, dialling: Dialling) {
-        let Dialling { id, request, deadline, .. } = dialling;
-        let asked = Request { session: self.key, target: &request.target, kind: request.kind };
+        let Dialling { id, key, request, deadline, .. } = dialling;
+        let asked = Request {
+            session: self.key,
+            peer: self.link.peer(),
+            target: &request.target,
+            kind: request.kind,
+            priority: request.priority,
+            extensions: &request.extensions,
+        };
         match self.options.targets.open(&asked) {
             Decision::Accept(handler) => {
-                self.add_channel(cx, id, handler, request.target);
+                self.add_channel(cx, id, Opened { key, target: request.target, handler });
                 self.attach(cx, id);
             }
-            Decision::Refuse(error) => self.refuse(cx, id, request.target, error),
+            Decision::Refuse(error) => self.refuse(cx, id, key, request.target, error),
             Decision::RetryAfter(_) if cx.now >= deadline => {
                 let text = format!("target `{}` took no connection in time", request.target);
                 let error = RemoteError::new(codes::OPERATION_TIMEOUT, domains::STREAMS, text);
-                self.refuse(cx, id, request.target, error);
+                self.refuse(cx, id, key, request.target, error);
             }
             Decision::RetryAfter(wait) => {
-                let again = (cx.now + wait).min(deadline);
-                self.dialling.push(Dialling { id, request, again, deadline });
+                let again = later(cx.now, wait).min(deadline);
+                self.dialling.push(Dialling { id, key, request, again, deadline });
             }
         }
     }
@@ -371,8 +428,8 @@ impl Peer {
         }
     }
 
-    fn refuse(&mut self, cx: &mut Context<'_>, id: StreamId, target: String, error: RemoteError) {
-        (cx.report)(Report::StreamRefused { session: self.key, target, reason: error.to_string() });
+    fn refuse(&mut self, cx: &mut Context<'_>, id: StreamId, key: StreamKey, target: String, error: RemoteError) {
+        (cx.report)(Report::StreamRefused { session: self.key, stream: key, target, reason: error.to_string() });
         if let Some(stream) = self.session.stream(id) {
             let _ = stream.refuse(error);
         }
@@ -381,14 +438,15 @@ impl Peer {
     /// Connects a stream that stands with its handler.
     fn attach(&mut self, cx: &mut Context<'_>, id: StreamId) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
-        let waker = Waker { handle: cx.handle.clone(), session: self.key, id };
+        let waker = Waker { handle: cx.handle.clone(), session: self.key, id, waking: Arc::default() };
         let attached = channel.handler.attach(&Attachment { registry: cx.registry, token: channel.token, waker });
         if let Err(error) = attached {
             self.fail(cx, id, &error);
             return;
         }
         channel.is_open = true;
-        (cx.report)(Report::StreamOpened { session: self.key, id, target: channel.target.clone() });
+        let (stream, target) = (channel.key, channel.target.clone());
+        (cx.report)(Report::StreamOpened { session: self.key, stream, id, target });
         if let Some(stream) = self.session.stream(id) {
             // Of our own streams nothing is left to accept.
             let _ = stream.accept();
@@ -405,10 +463,12 @@ impl Peer {
         if let Err(error) = &cause {
             channel.handler.reset(error);
         }
-        let (session, target) = (self.key, channel.target);
+        let (session, stream, target) = (self.key, channel.key, channel.target);
         (cx.report)(match cause {
-            Err(error) if !channel.is_open => Report::StreamRefused { session, target, reason: error.to_string() },
-            cause => Report::StreamEnded { session, id, target, cause, stats },
+            Err(error) if !channel.is_open => {
+                Report::StreamRefused { session, stream, target, reason: error.to_string() }
+            }
+            cause => Report::StreamEnded { session, stream, id, target, cause, stats },
         });
     }
 
@@ -447,7 +507,7 @@ impl Peer {
     /// Encodes what is owed, then what streams have to send, as far as the buffer reaches.
     fn fill(&mut self, cx: &mut Context<'_>, buffer: &mut super::pool::Buffer) {
         if !self.foreign.is_empty() {
-            let len = self.foreign.poll(self.session.program(), buffer.spare());
+            let len = self.foreign.poll(cx.now, self.session.program(), buffer.spare());
             buffer.extend(len);
         }
         loop {
@@ -480,6 +540,9 @@ impl Peer {
             Ok(0) => {
                 let _ = stream.finish();
             }
+            Ok(len) if len > max => {
+                self.fail(cx, grant.id, &io::Error::other("its handler claims to have read more than there was room"));
+            }
             Ok(len) => match stream.send(len) {
                 Ok(header) => {
                     room[..HEADER_LEN].copy_from_slice(&header);
@@ -502,7 +565,7 @@ impl Peer {
             Phase::Flushing(deadline) | Phase::Lingering(deadline) if deadline <= now => self.phase = Phase::Gone,
             Phase::Flushing(deadline) if self.session.is_finished() && !self.link.is_writing() => {
                 self.link.shutdown_write();
-                self.phase = Phase::Lingering(deadline);
+                self.phase = if self.peer_ended { Phase::Gone } else { Phase::Lingering(deadline) };
             }
             _ => {}
         }

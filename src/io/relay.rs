@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mio::event::Source;
+use mio::event::{Event, Source};
 use mio::{Interest, Registry};
 
 use super::handler::{Attachment, Decision, Handler, Request, Targets, no_such_target};
@@ -16,18 +16,18 @@ use crate::wire::{RemoteError, codes, domains};
 /// How long until a listener with a full backlog is tried again.
 const BACKLOG_RETRY: Duration = Duration::from_millis(20);
 
-/// A stream connected to a UNIX socket: bytes both ways, and the close rules of docs/architecture.md.
+/// A stream connected to a socket: bytes both ways, and the close rules of docs/architecture.md.
 ///
 /// EOF becomes finish and finish `shutdown(WR)`; an error becomes reset and reset a close without shutdown; EPIPE becomes STOP,
 /// and STOP `shutdown(RD)`.
 #[derive(Debug)]
-pub struct UnixRelay {
+pub struct Relay {
     socket: Socket,
     /// A write failed: the other end closed with bytes unread.
     broken: bool,
 }
 
-impl UnixRelay {
+impl Relay {
     /// Relays a connected socket.
     ///
     /// # Errors
@@ -37,13 +37,13 @@ impl UnixRelay {
     }
 }
 
-impl From<Socket> for UnixRelay {
+impl From<Socket> for Relay {
     fn from(socket: Socket) -> Self {
         Self { socket, broken: false }
     }
 }
 
-impl Handler for UnixRelay {
+impl Handler for Relay {
     fn attach(&mut self, at: &Attachment<'_>) -> io::Result<()> {
         self.socket.register(at.registry(), at.token(), Interest::READABLE | Interest::WRITABLE)
     }
@@ -90,6 +90,10 @@ impl Handler for UnixRelay {
     fn reset(&mut self, _cause: &StreamError) {
         self.socket.abort_on_close();
     }
+
+    fn is_broken(&self, event: &Event) -> bool {
+        event.is_write_closed()
+    }
 }
 
 /// Targets that are UNIX sockets, dialled when they are asked for.
@@ -122,7 +126,7 @@ impl Targets for UnixTargets {
             return Decision::Refuse(no_such_target(request.target));
         };
         match Socket::dial_unix(path) {
-            Ok(socket) => Decision::Accept(Box::new(UnixRelay::from(socket))),
+            Ok(socket) => Decision::Accept(Box::new(Relay::from(socket))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Decision::RetryAfter(BACKLOG_RETRY),
             Err(error) => {
                 let text = format!("target `{}`: {error}", request.target);

@@ -1,4 +1,4 @@
-use super::handle::{ForwardKey, SessionKey};
+use super::handle::{ListenerKey, SessionKey, StreamKey};
 use crate::proto::{SessionError, StreamError, StreamId, StreamStats};
 use crate::wire::{Limits, RemoteError};
 
@@ -29,6 +29,11 @@ pub enum Report {
         /// What the peer answered to HELLO.
         error: RemoteError,
     },
+    /// The peer takes and opens no new streams; `SessionEnded` follows once the last is over.
+    Draining {
+        /// The session.
+        session: SessionKey,
+    },
     /// The session is over; of its streams, those that were open have been reported.
     SessionEnded {
         /// The session.
@@ -40,7 +45,9 @@ pub enum Report {
     StreamOpened {
         /// The session.
         session: SessionKey,
-        /// The stream.
+        /// The stream, for as long as its dispatcher lives.
+        stream: StreamKey,
+        /// Its name on the wire, within its session.
         id: StreamId,
         /// The accepting end's name for what it reaches.
         target: String,
@@ -49,6 +56,8 @@ pub enum Report {
     StreamRefused {
         /// The session.
         session: SessionKey,
+        /// The stream that there is not.
+        stream: StreamKey,
         /// The target asked for.
         target: String,
         /// Why.
@@ -58,7 +67,9 @@ pub enum Report {
     StreamEnded {
         /// The session.
         session: SessionKey,
-        /// The stream.
+        /// The stream, for as long as its dispatcher lives.
+        stream: StreamKey,
+        /// Its name on the wire, within its session.
         id: StreamId,
         /// The accepting end's name for what it reached.
         target: String,
@@ -69,8 +80,8 @@ pub enum Report {
     },
     /// A listener cannot accept, for want of descriptors say. It is tried again; this is told once until it can.
     AcceptFailed {
-        /// The forward, unless it is a listener for links.
-        forward: Option<ForwardKey>,
+        /// Which.
+        listener: ListenerKey,
         /// The system's words.
         reason: String,
     },

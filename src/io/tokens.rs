@@ -4,13 +4,13 @@ use std::collections::HashMap;
 
 use mio::Token;
 
-use super::handle::SessionKey;
+use super::handle::{ListenerKey, SessionKey};
 use crate::proto::StreamId;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Place {
     Waker,
-    Listener(usize),
+    Listener(ListenerKey),
     Link(SessionKey),
     Stream(SessionKey, StreamId),
 }

@@ -82,6 +82,7 @@ mod stream;
 mod transmit;
 
 pub use config::Config;
+pub(crate) use config::LONGEST;
 pub use error::{Misuse, OpenError, SessionError, StreamError};
 pub use event::Event;
 pub use receive::Data;

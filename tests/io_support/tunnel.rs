@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tempfile::TempDir;
-use virbistream::io::{Handler, Report, SessionKey, SessionOptions, Socket, UnixRelay, UnixTargets};
+use virbistream::io::{Handler, Relay, Report, SessionKey, SessionOptions, Socket, StreamKey, UnixTargets};
 use virbistream::proto::{Side, StreamError, StreamId, StreamStats};
 use virbistream::wire::Open;
 
@@ -68,14 +68,19 @@ impl Tunnel {
     }
 
     /// Asks for a stream, without waiting.
-    pub(crate) fn ask(&self, target: &str, handler: Box<dyn Handler>) {
-        self.near.handle.open(self.near_key, Open { target: target.into(), ..Open::default() }, handler);
+    pub(crate) fn ask(&self, target: &str, handler: Box<dyn Handler>) -> StreamKey {
+        self.near.handle.open(self.near_key, Open { target: target.into(), ..Open::default() }, handler)
+    }
+
+    /// Who was dialled for `disk`.
+    pub(crate) fn accepted(&self) -> UnixStream {
+        accept(&self.listener)
     }
 
     /// Asks for a stream to a UNIX socket; gives the client's end of it.
     pub(crate) fn ask_for(&self, target: &str) -> UnixStream {
         let (client, inner) = UnixStream::pair().unwrap();
-        self.ask(target, Box::new(UnixRelay::new(inner).unwrap()));
+        self.ask(target, Box::new(Relay::new(inner).unwrap()));
         patient(client)
     }
 
@@ -84,7 +89,9 @@ impl Tunnel {
     pub(crate) fn carry(&mut self) -> Carried {
         let client = self.ask_for("disk");
         let id = self.near.wait("the stream opened", |report| match report {
-            Report::StreamOpened { session, id, target } if *session == self.near_key && target == "disk" => Some(*id),
+            Report::StreamOpened { session, id, target, .. } if *session == self.near_key && target == "disk" => {
+                Some(*id)
+            }
             _ => None,
         });
         self.far.opened_as(self.far_key, id);
