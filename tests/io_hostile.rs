@@ -346,7 +346,8 @@ fn one_who_calls_beside_bulk_and_reads_gets_every_answer() {
 
 #[test]
 fn what_the_last_packet_is_owed_reaches_one_who_has_finished_writing() {
-    let cases: [(&str, &dyn Fn(&mut Raw)); 3] = [
+    type Act<'a> = &'a dyn Fn(&mut Raw);
+    let cases: [(&str, Act<'_>); 3] = [
         ("an answer", &|peer| peer.say(&legacy_call(PROGRAM, 1, 9999, 5))),
         ("a refusal of HELLO", &|peer| {
             let limits = Limits { max_data: 262_120, max_streams: 16 };
