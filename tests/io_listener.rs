@@ -7,6 +7,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Barrier;
+use std::thread;
 
 use io_support::*;
 use virbistream::io::{Address, AddressError, Listener, Permissions, Report, SessionOptions, Socket, UNIX_PATH_MAX};
@@ -178,6 +180,69 @@ fn a_socket_in_use_is_left_alone() {
     full.listen(16).unwrap();
     UnixStream::connect(&path).expect("it listens as before");
     assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+}
+
+#[test]
+fn of_many_who_begin_on_a_path_at_once_one_has_it() {
+    const MANY: usize = 8;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("it.sock");
+    for round in 0..200 {
+        if round % 2 == 0 {
+            closed_listener(&path);
+        }
+        let start = Barrier::new(MANY);
+        let begin = || {
+            start.wait();
+            bind(&path)
+        };
+        let begun: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..MANY).map(|_| scope.spawn(begin)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(begun.iter().filter(|begun| begun.is_ok()).count(), 1, "round {round}: {begun:?}");
+        for error in begun.iter().filter_map(|begun| begun.as_ref().err()) {
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+        }
+        UnixStream::connect(&path).expect("the one that has it listens");
+        drop(begun);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "nothing is left, and no lock");
+    }
+}
+
+#[test]
+fn a_path_that_comes_and_goes_is_always_its_owners() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("it.sock");
+    let come_and_go = || {
+        for _ in 0..2000 {
+            match bind(&path) {
+                // The one before may be going yet: it must not take our file with it.
+                Ok(_listener) => drop(UnixStream::connect(&path).expect("we listen there")),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}"),
+            }
+        }
+    };
+    thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(come_and_go))));
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+}
+
+#[test]
+fn a_path_that_somebody_is_about_to_listen_on_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("it.sock");
+    // What is between bind and listen looks like this from outside.
+    closed_listener(&path);
+    let before = fs::metadata(&path).unwrap().ino();
+    let lock = fs::File::create(dir.path().join("it.sock.virbistream-lock")).unwrap();
+    lock.lock().unwrap();
+    assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    assert_eq!(fs::metadata(&path).unwrap().ino(), before);
+    // Its process dies, and leaves the file.
+    drop(lock);
+    let listener = bind(&path).unwrap();
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+    drop(listener);
 }
 
 #[test]

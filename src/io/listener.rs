@@ -1,7 +1,8 @@
-use std::fs;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -28,9 +29,11 @@ pub struct Permissions {
 /// A listening socket. One on a path removes its socket file when it is dropped.
 #[derive(Debug)]
 pub struct Listener {
+    /// First, so that it is dropped first: as long as the socket listens nobody takes its place, nor can another file have its
+    /// inode.
+    _file: Option<SocketFile>,
     kind: Kind,
     address: Address,
-    _file: Option<SocketFile>,
 }
 
 #[derive(Debug)]
@@ -40,12 +43,14 @@ enum Kind {
 }
 
 impl Listener {
-    /// Listens on an address. A socket file that nobody listens on any more is replaced; one in use is not.
+    /// Listens on an address. A socket file that nobody listens on any more is replaced; one in use is not, and of those who
+    /// begin on a path at once, one has it.
     ///
-    /// Nobody can connect before `permissions` hold; they are for UNIX sockets only.
+    /// Nobody can connect before `permissions` hold; they are for UNIX sockets only. While a UNIX socket is made, a file
+    /// `PATH.virbistream-lock` stands beside it.
     ///
     /// # Errors
-    /// The system's; `AddrInUse` when somebody listens there, or the path is no socket.
+    /// The system's; `AddrInUse` when somebody listens there or is about to, or the path is no socket.
     pub fn bind(address: &Address, permissions: Permissions) -> io::Result<Self> {
         match address {
             Address::Tcp { host, port } => {
@@ -53,26 +58,32 @@ impl Listener {
                 listener.set_nonblocking(true)?;
                 let port = listener.local_addr()?.port();
                 let kind = Kind::Tcp(mio::net::TcpListener::from_std(listener));
-                Ok(Self { kind, address: Address::Tcp { host: host.clone(), port }, _file: None })
+                Ok(Self { _file: None, kind, address: Address::Tcp { host: host.clone(), port } })
             }
-            Address::Unix(path) => {
-                remove_stale(path)?;
-                let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
-                socket.set_nonblocking(true)?;
-                socket.bind(&socket2::SockAddr::unix(path)?)?;
-                let file = SocketFile::new(path)?;
-                // Before listen, so that nobody comes in under other permissions.
-                if permissions.user.is_some() || permissions.group.is_some() {
-                    chown(path, permissions.user, permissions.group)?;
-                }
-                if let Some(mode) = permissions.mode {
-                    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-                }
-                socket.listen(BACKLOG)?;
-                let listener = mio::net::UnixListener::from_std(UnixListener::from(socket));
-                Ok(Self { kind: Kind::Unix(listener), address: address.clone(), _file: Some(file) })
-            }
+            Address::Unix(path) => Self::bind_unix(path, permissions),
         }
+    }
+
+    fn bind_unix(path: &Path, permissions: Permissions) -> io::Result<Self> {
+        // First, since it judges the path's length.
+        let name = socket2::SockAddr::unix(path)?;
+        // Until it listens: between bind and listen a socket looks like a stale one.
+        let _lock = Lock::take(path)?;
+        remove_stale(path)?;
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&name)?;
+        let file = SocketFile::new(path)?;
+        // Before listen, so that nobody comes in under other permissions.
+        if permissions.user.is_some() || permissions.group.is_some() {
+            chown(path, permissions.user, permissions.group)?;
+        }
+        if let Some(mode) = permissions.mode {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
+        socket.listen(BACKLOG)?;
+        let listener = mio::net::UnixListener::from_std(UnixListener::from(socket));
+        Ok(Self { _file: Some(file), kind: Kind::Unix(listener), address: Address::Unix(path.into()) })
     }
 
     /// Where it listens; the port is the real one.
@@ -95,41 +106,92 @@ impl Listener {
     }
 }
 
-/// Removes the socket file of a process that is gone.
+/// Removes the socket file of a process that is gone. Under the lock only: who looks without it may take a socket that is not
+/// listening yet for a stale one, or remove what has just replaced the stale one that was seen.
 fn remove_stale(path: &Path) -> io::Result<()> {
-    let in_use = |why| Err(io::Error::new(io::ErrorKind::AddrInUse, why));
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(meta) if !meta.file_type().is_socket() => in_use("the path exists and is no socket"),
-        Ok(_) => match Socket::dial_unix(path).map_err(|error| error.kind()) {
-            Err(io::ErrorKind::ConnectionRefused) => fs::remove_file(path),
-            Err(io::ErrorKind::NotFound) => Ok(()),
-            Ok(_) | Err(_) => in_use("another process listens on it"),
+    let judged = match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => Err(in_use("the path exists and is no socket")),
+        Ok(_) => match Socket::dial_unix(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+            Ok(_) | Err(_) => Err(in_use("another process listens on it")),
         },
+        Err(error) => Err(error),
+    };
+    match judged {
+        // Its owner may remove it at any moment.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        judged => judged,
     }
+}
+
+fn in_use(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::AddrInUse, why)
+}
+
+/// The right to change what stands at a path, among all who begin to listen there: an flock on a file beside it.
+///
+/// Not on the directory, which everybody who may read it could hold, and which has many sockets. Nor a socket moved into place
+/// when it is ready: a rename cannot tell a stale one from one that replaced it a moment ago.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    /// Never waits: whoever has the lock is about to listen.
+    fn take(socket: &Path) -> io::Result<Self> {
+        let mut path = OsString::from(socket);
+        path.push(".virbistream-lock");
+        let path = PathBuf::from(path);
+        loop {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(in_use("another process begins to listen on it")),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            // Its last owner may have removed it after we opened it: then another has, or makes, the file that counts.
+            let ours = inode(&file.metadata()?);
+            match fs::metadata(&path) {
+                Ok(meta) if inode(&meta) == ours => return Ok(Self { path, _file: file }),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Still locked, so that nobody has it. One left by a process that was killed is locked by the next, and removed.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Which file it is, for as long as somebody has it open.
+fn inode(meta: &fs::Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
 }
 
 /// The file of a socket that we bound: removed with us, unless another has taken its place.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    inode: (u64, u64),
 }
 
 impl SocketFile {
     fn new(path: &Path) -> io::Result<Self> {
-        let meta = fs::symlink_metadata(path)?;
-        Ok(Self { path: path.into(), device: meta.dev(), inode: meta.ino() })
+        Ok(Self { path: path.into(), inode: inode(&fs::symlink_metadata(path)?) })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours =
-            fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.dev() == self.device && meta.ino() == self.inode);
-        if ours {
+        if fs::symlink_metadata(&self.path).is_ok_and(|meta| inode(&meta) == self.inode) {
             let _ = fs::remove_file(&self.path);
         }
     }
