@@ -7,8 +7,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Barrier;
+use std::sync::{Barrier, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use io_support::*;
 use virbistream::io::{Address, AddressError, Listener, Permissions, Report, SessionOptions, Socket, UNIX_PATH_MAX};
@@ -28,6 +29,20 @@ fn client(path: &Path, words: &str) -> UnixStream {
     let mut client = patient(UnixStream::connect(path).unwrap());
     client.write_all(words.as_bytes()).unwrap();
     client
+}
+
+/// Connects until the listener takes nobody else; gives those who wait there.
+fn fill(listener: &UnixListener, path: &Path) -> Vec<socket2::Socket> {
+    socket2::SockRef::from(listener).listen(0).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        if socket.connect(&socket2::SockAddr::unix(path).unwrap()).is_err() {
+            return waiting;
+        }
+        waiting.push(socket);
+    }
 }
 
 /// The next connection to the target says `words`.
@@ -165,19 +180,9 @@ fn a_socket_in_use_is_left_alone() {
     let other = UnixListener::bind(&path).unwrap();
     assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     // Even when it takes nobody just now.
-    let full = socket2::SockRef::from(&other);
-    full.listen(0).unwrap();
-    let mut waiting = Vec::new();
-    loop {
-        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        if socket.connect(&socket2::SockAddr::unix(&path).unwrap()).is_err() {
-            break;
-        }
-        waiting.push(socket);
-    }
+    let _waiting = fill(&other, &path);
     assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-    full.listen(16).unwrap();
+    socket2::SockRef::from(&other).listen(16).unwrap();
     UnixStream::connect(&path).expect("it listens as before");
     assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
 }
@@ -396,4 +401,26 @@ fn a_name_without_an_address_cannot_be_dialled() {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = Address::Unix(dir.path().join("nowhere.sock"));
     assert_eq!(Socket::connect(&nowhere, PATIENCE).unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn a_socket_whose_backlog_is_full_is_dialled_until_the_time_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("full.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut waiting = fill(&listener, &path);
+    let dial = |timeout| {
+        let (done, dialled) = mpsc::channel();
+        let address = Address::Unix(path.clone());
+        thread::spawn(move || done.send((Instant::now(), Socket::connect(&address, timeout), Instant::now())));
+        dialled
+    };
+    let short = Duration::from_millis(50);
+    let (begun, dialled, ended) = dial(short).recv_timeout(PATIENCE).expect("it gives up");
+    assert_eq!(dialled.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert!(ended - begun >= short);
+    // And is reached as soon as somebody is accepted, whatever the timeout.
+    let dialled = dial(Duration::MAX);
+    waiting.drain(..).for_each(|_| drop(accept(&listener)));
+    dialled.recv_timeout(PATIENCE).expect("there is room").1.unwrap();
 }

@@ -5,7 +5,8 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
@@ -16,6 +17,9 @@ use super::address::Address;
 /// Bytes that may wait unsent in the kernel before a TCP link stops being writable: what is sent next is decided late,
 /// so that an urgent packet does not stand behind megabytes.
 const NOTSENT_LOWAT: u32 = 256 * 1024;
+
+/// How long until a UNIX socket with a full backlog is dialled again: the system does not tell when there is room.
+const BACKLOG_RETRY: Duration = Duration::from_millis(20);
 
 /// A connected stream socket, non-blocking.
 #[derive(Debug)]
@@ -31,13 +35,15 @@ enum Kind {
 }
 
 impl Socket {
-    /// Dials an address. Blocks for name resolution and for at most `timeout` for each of a name's addresses.
+    /// Dials an address. Blocks for at most `timeout` for each of a name's addresses, and before that for as long as the system
+    /// takes to find them, which may be longer and has no limit here: who must stay awake dials on a thread of its own.
     ///
     /// # Errors
-    /// The system's, of the last address tried.
+    /// The system's, of the last address tried; `TimedOut` when `timeout` has passed, as it does when a UNIX socket's
+    /// backlog stays full.
     pub fn connect(address: &Address, timeout: Duration) -> io::Result<Self> {
         match address {
-            Address::Unix(path) => Self::from_unix(UnixStream::connect(path)?),
+            Address::Unix(path) => Self::connect_unix(path, timeout),
             Address::Tcp { host, port } => {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 for address in (host.as_str(), *port).to_socket_addrs()? {
@@ -48,6 +54,21 @@ impl Socket {
                 }
                 Err(last)
             }
+        }
+    }
+
+    fn connect_unix(path: &Path, timeout: Duration) -> io::Result<Self> {
+        let begun = Instant::now();
+        loop {
+            match Self::dial_unix(path) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                dialled => return dialled,
+            }
+            let left = timeout.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the socket's backlog stays full"));
+            }
+            thread::sleep(left.min(BACKLOG_RETRY));
         }
     }
 
