@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -93,10 +94,14 @@ pub(crate) struct SessionArgs {
     max_streams: u32,
     /// Seconds that streams have to finish after SIGTERM or SIGINT; a second signal waits no more
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    pub(crate) drain: u64,
+    drain: u64,
 }
 
 impl SessionArgs {
+    pub(crate) fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain)
+    }
+
     pub(crate) fn config(&self) -> Config {
         Config {
             window: self.window.as_u64(),

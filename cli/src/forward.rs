@@ -12,9 +12,6 @@ use crate::running::{Error, News, Running, bind, say_ready};
 /// How long connecting to the peer may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Pauses between attempts to connect again: the first, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
 /// What all streams are asked for with, behind streams that somebody calls urgent and before those called idle.
 const PRIORITY: u32 = 2;
 
@@ -32,7 +29,7 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
             running.handle().forward(listener, open)
         })
         .collect();
-    let forward = Forward { args, running, forwards };
+    let forward = Forward { args, running, forwards, pauses: Pauses::default(), said_ready: false };
     forward.run()
 }
 
@@ -40,64 +37,87 @@ struct Forward<'a> {
     args: &'a ForwardArgs,
     running: Running,
     forwards: Vec<ListenerKey>,
+    pauses: Pauses,
+    said_ready: bool,
 }
 
-/// What a session, or waiting for one, came to.
-enum Outcome {
-    /// A signal, or the dispatcher's end.
-    Stop(Result<(), Error>),
-    /// The session could not be had, or was lost.
+/// Why there is no session, or no longer one.
+#[derive(Debug)]
+enum Over {
+    /// The operator wants it.
+    Signal,
+    /// The dispatcher ended.
+    Ended(Result<(), Error>),
+    /// It could not be had, or was lost.
     Lost(Error),
 }
 
 impl Forward<'_> {
-    fn run(self) -> Result<(), Error> {
-        let mut said_ready = false;
-        let mut pause = PAUSES.0;
-        loop {
-            let (outcome, stood) = self.hold_session(&mut said_ready);
-            let lost = match outcome {
-                Outcome::Stop(Ok(())) => return self.running.drain(Duration::from_secs(self.args.session.drain)),
-                Outcome::Stop(Err(error)) => return Err(error),
-                Outcome::Lost(error) if !self.args.reconnect => return self.stop(error),
-                Outcome::Lost(error) => error,
-            };
-            pause = if stood { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
-            log::warn!("{lost}; connecting again");
-            if self.is_stopped_within(pause) {
-                return self.running.drain(Duration::from_secs(self.args.session.drain));
+    fn run(mut self) -> Result<(), Error> {
+        match self.hold_sessions() {
+            Over::Signal => self.running.drain(self.args.session.drain()),
+            Over::Ended(ended) => ended,
+            Over::Lost(error) => {
+                self.running.drain(Duration::ZERO)?;
+                Err(error)
             }
         }
     }
 
-    /// Connects, and stays with the session until it ends. Whether it stood, too.
-    fn hold_session(&self, said_ready: &mut bool) -> (Outcome, bool) {
+    /// One session, or one after another.
+    fn hold_sessions(&mut self) -> Over {
+        loop {
+            let over = match self.connect() {
+                Ok(socket) => self.hold_session(socket),
+                Err(over) => over,
+            };
+            match over {
+                Over::Lost(error) if self.args.reconnect => log::warn!("{error}; connecting again"),
+                over => return over,
+            }
+            if let Some(over) = self.pause() {
+                return over;
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<Socket, Over> {
         let peer = &self.args.peer;
-        let socket = match Socket::connect(peer, CONNECT_TIMEOUT) {
-            Ok(socket) => socket,
-            Err(source) => return (Outcome::Lost(Error::Connect { peer: peer.clone(), source }), false),
-        };
+        self.running.connect(peer, CONNECT_TIMEOUT);
+        loop {
+            match self.running.next(None) {
+                News::Connected(Ok(socket)) => return Ok(socket),
+                News::Connected(Err(source)) => return Err(Over::Lost(Error::Connect { peer: peer.clone(), source })),
+                News::Signal => return Err(Over::Signal),
+                News::Ended(ended) => return Err(Over::Ended(ended)),
+                News::Report(_) | News::Nothing => {}
+            }
+        }
+    }
+
+    /// Stays with the session until it ends.
+    fn hold_session(&mut self, socket: Socket) -> Over {
         let options = SessionOptions { config: self.args.session.config(), ..SessionOptions::default() };
         let session = self.running.handle().attach(socket, Side::Connecting, options);
         let mut legacy = None;
-        let mut stood = false;
         loop {
             match self.running.next(None) {
                 News::Report(Report::Established { session: which, .. }) if which == session => {
-                    stood = true;
+                    self.pauses = Pauses::default();
                     self.route(Some(session));
-                    if !std::mem::replace(said_ready, true) {
+                    if !std::mem::replace(&mut self.said_ready, true) {
                         say_ready(&[]);
                     }
                 }
+                News::Report(Report::Draining { session: which }) if which == session => self.on_draining(),
                 News::Report(Report::Legacy { error, .. }) => legacy = Some(error.to_string()),
                 News::Report(Report::SessionEnded { session: which, cause }) if which == session => {
                     self.route(None);
-                    return (Outcome::Lost(self.lost(legacy, cause)), stood);
+                    return Over::Lost(self.lost(legacy, cause));
                 }
-                News::Signal => return (Outcome::Stop(Ok(())), stood),
-                News::Ended(result) => return (Outcome::Stop(result.map_err(Error::from)), stood),
-                News::Report(_) | News::Nothing => {}
+                News::Signal => return Over::Signal,
+                News::Ended(ended) => return Over::Ended(ended),
+                News::Report(_) | News::Connected(_) | News::Nothing => {}
             }
         }
     }
@@ -117,20 +137,71 @@ impl Forward<'_> {
         }
     }
 
-    /// Stops listening; the error is what the command ends with.
-    fn stop(self, error: Error) -> Result<(), Error> {
-        self.running.drain(Duration::ZERO)?;
-        Err(error)
+    /// Who comes now waits for the next session. Where there will be none, nobody is let wait.
+    fn on_draining(&self) {
+        if !self.args.reconnect {
+            self.forwards.iter().for_each(|forward| self.running.handle().stop_listening(*forward));
+        }
     }
 
-    fn is_stopped_within(&self, pause: Duration) -> bool {
-        let until = Instant::now() + pause;
+    /// Waits until it is time to connect again, unless all is over before.
+    fn pause(&mut self) -> Option<Over> {
+        let until = Instant::now() + self.pauses.next();
         loop {
             match self.running.next(Some(until)) {
-                News::Signal | News::Ended(_) => return true,
-                News::Nothing => return false,
-                News::Report(_) => {}
+                News::Signal => return Some(Over::Signal),
+                News::Ended(ended) => return Some(Over::Ended(ended)),
+                News::Nothing => return None,
+                News::Report(_) | News::Connected(_) => {}
             }
         }
+    }
+}
+
+/// Pauses between attempts to connect again, each twice the one before.
+#[derive(Debug)]
+struct Pauses(Duration);
+
+impl Pauses {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(5);
+
+    fn next(&mut self) -> Duration {
+        let next = (self.0 * 2).min(Self::LONGEST);
+        std::mem::replace(&mut self.0, next)
+    }
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self(Self::FIRST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    #[test]
+    fn pauses_begin_with_the_first_and_stay_at_the_longest() {
+        let mut pauses = Pauses::default();
+        let all: Vec<_> = (0..8).map(|_| pauses.next().as_millis()).collect();
+        assert_eq!(all, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+    }
+
+    #[test]
+    fn an_event_loop_that_fails_while_there_is_no_session_fails_the_command() {
+        let words = "virbistream forward --peer unix:/nowhere --socket disk=/nowhere --reconnect";
+        let Command::Forward(args) = Cli::parse_from(words.split(' ')).command else { unreachable!() };
+        let running = Running::of(|| Err(io::Error::other("no epoll")));
+        let pauses = Pauses(Duration::from_secs(20));
+        let mut forward = Forward { args: &args, running, forwards: Vec::new(), pauses, said_ready: false };
+        let over = forward.pause();
+        assert!(matches!(over, Some(Over::Ended(Err(Error::System(_))))), "{over:?}");
     }
 }

@@ -1,14 +1,15 @@
 //! A dispatcher on its thread, and what reaches the command that runs it: reports, signals, the end.
 
 use std::io;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
-use virbistream::io::{Address, Dispatcher, Handle, Listener, Permissions, Report};
+use virbistream::io::{Address, Dispatcher, Handle, Listener, Permissions, Report, Socket};
 
 /// Why a command failed, in one sentence.
 #[derive(Debug, Error)]
@@ -27,22 +28,27 @@ pub(crate) enum Error {
     Cut(usize),
     #[error("the event loop failed: {0}")]
     System(#[from] io::Error),
+    #[error("the event loop panicked")]
+    Panicked,
 }
 
 /// What reaches a running command.
 #[derive(Debug)]
 pub(crate) enum News {
     Report(Report),
+    /// What `connect` came to.
+    Connected(io::Result<Socket>),
     /// SIGTERM or SIGINT.
     Signal,
-    /// The dispatcher is over.
-    Ended(io::Result<()>),
+    /// The dispatcher is over, and this comes once however it ended.
+    Ended(Result<(), Error>),
     /// The time given has passed.
     Nothing,
 }
 
 pub(crate) struct Running {
     handle: Handle,
+    sender: Sender<News>,
     news: Receiver<News>,
 }
 
@@ -59,27 +65,32 @@ impl Running {
         let mut signals = Signals::new([SIGTERM, SIGINT])?;
         let signalled = sender.clone();
         thread::spawn(move || signals.forever().take_while(|_| signalled.send(News::Signal).is_ok()).for_each(drop));
-        thread::spawn(move || {
-            let _ = sender.send(News::Ended(dispatcher.run()));
-        });
-        Ok(Self { handle, news })
+        spawn_loop(sender.clone(), || dispatcher.run());
+        Ok(Self { handle, sender, news })
     }
 
     pub(crate) fn handle(&self) -> &Handle {
         &self.handle
     }
 
+    /// Connects on a thread of its own, since a name that is looked up and an address that is silent take their time, and a
+    /// signal ends the command meanwhile. That thread is left to itself then.
+    pub(crate) fn connect(&self, peer: &Address, timeout: Duration) {
+        let (peer, connected) = (peer.clone(), self.sender.clone());
+        let attempt = move || drop(connected.send(News::Connected(Socket::connect(&peer, timeout))));
+        if let Err(error) = thread::Builder::new().spawn(attempt) {
+            let _ = self.sender.send(News::Connected(Err(error)));
+        }
+    }
+
     /// What comes next, or `Nothing` once `until` has passed.
     pub(crate) fn next(&self, until: Option<Instant>) -> News {
         let received = match until {
-            None => self.news.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            None => self.news.recv().map_err(RecvTimeoutError::from),
             Some(until) => self.news.recv_timeout(until.saturating_duration_since(Instant::now())),
         };
-        match received {
-            Ok(news) => news,
-            Err(RecvTimeoutError::Timeout) => News::Nothing,
-            Err(RecvTimeoutError::Disconnected) => News::Ended(Ok(())),
-        }
+        // Never disconnected: we have a sender ourselves.
+        received.unwrap_or(News::Nothing)
     }
 
     /// Lets everything finish, for at most this long or until another signal; then cuts what is left.
@@ -102,10 +113,19 @@ impl Running {
                     result?;
                     return if cut == 0 { Ok(()) } else { Err(Error::Cut(cut)) };
                 }
-                News::Report(_) | News::Signal | News::Nothing => {}
+                News::Report(_) | News::Connected(_) | News::Signal | News::Nothing => {}
             }
         }
     }
+}
+
+/// Runs the event loop on a thread, and tells its end in every case: a command that missed it would wait for ever.
+fn spawn_loop(news: Sender<News>, run: impl FnOnce() -> io::Result<()> + Send + 'static) {
+    thread::spawn(move || {
+        // Nothing that a panic may have left half done is used again.
+        let ended = catch_unwind(AssertUnwindSafe(run)).map_err(|_| Error::Panicked);
+        let _ = news.send(News::Ended(ended.and_then(|ended| ended.map_err(Error::System))));
+    });
 }
 
 pub(crate) fn bind(address: &Address, permissions: Permissions) -> Result<Listener, Error> {
@@ -132,6 +152,7 @@ fn log(report: &Report, session_failed: log::Level) {
             limits.max_streams,
             limits.max_data
         ),
+        Report::Draining { session } => log::info!("session {session}: the peer takes no new streams"),
         Report::Legacy { session, error } => log::info!("session {session}: a legacy peer: {error}"),
         Report::SessionEnded { session, cause: Ok(()) } => log::info!("session {session}: closed"),
         Report::SessionEnded { session, cause: Err(cause) } => {
@@ -150,5 +171,30 @@ fn log(report: &Report, session_failed: log::Level) {
         }
         Report::AcceptFailed { reason, .. } => log::warn!("a connection cannot be accepted: {reason}"),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+impl Running {
+    /// One whose event loop is this.
+    pub(crate) fn of(run: impl FnOnce() -> io::Result<()> + Send + 'static) -> Self {
+        let (sender, news) = mpsc::channel();
+        let handle = Dispatcher::new(drop).expect("a dispatcher").handle();
+        spawn_loop(sender.clone(), run);
+        Self { handle, sender, news }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_loop_that_panics_or_fails_is_over_and_says_so() {
+        let soon = || Some(Instant::now() + Duration::from_secs(20));
+        let news = Running::of(|| panic!("as the test wants it")).next(soon());
+        assert!(matches!(news, News::Ended(Err(Error::Panicked))), "{news:?}");
+        let news = Running::of(|| Err(io::ErrorKind::Other.into())).next(soon());
+        assert!(matches!(news, News::Ended(Err(Error::System(_)))), "{news:?}");
     }
 }

@@ -1,7 +1,6 @@
 //! `virbistream serve`: offers targets.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use virbistream::io::{Address, SessionOptions, UnixTargets};
 
@@ -30,9 +29,9 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
     say_ready(&addresses);
     loop {
         match running.next(None) {
-            News::Signal => return running.drain(Duration::from_secs(args.session.drain)),
-            News::Ended(result) => return Ok(result?),
-            News::Report(_) | News::Nothing => {}
+            News::Signal => return running.drain(args.session.drain()),
+            News::Ended(ended) => return ended,
+            News::Report(_) | News::Connected(_) | News::Nothing => {}
         }
     }
 }

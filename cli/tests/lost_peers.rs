@@ -5,7 +5,7 @@ mod support;
 use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use support::echo::{accept_on, assert_echoes, assert_ends, connect, echo_on};
@@ -78,6 +78,30 @@ fn a_peer_that_is_not_there_ends_forward_with_a_sentence() {
         let run = tool().args(["forward", "--peer", &peer, "--socket"]).arg(format!("disk={}", near.display()));
         run.finish(GIVING_UP).assert_failed_saying(&[&peer, cause]);
         assert!(!near.exists(), "the socket is left");
+    }
+}
+
+#[test]
+fn a_peer_that_accepts_nobody_ends_forward_with_a_sentence_in_good_time() {
+    let scratch = Scratch::new();
+    let (near, link) = (scratch.join("near"), scratch.join("link"));
+    let _full = full_unix(&link);
+    let peer = format!("unix:{}", link.display());
+    forward_disk(&peer, &near).finish(GIVING_UP).assert_failed_saying(&[&peer, "backlog"]);
+    assert!(!near.exists(), "the socket is left");
+}
+
+#[test]
+fn a_signal_ends_forward_at_once_while_it_connects() {
+    let scratch = Scratch::new();
+    let (near, link) = (scratch.join("near"), scratch.join("link"));
+    let (_unix, (_tcp, address)) = (full_unix(&link), full_tcp());
+    for peer in [format!("unix:{}", link.display()), address] {
+        let forward = forward_disk(&peer, &near).start();
+        forward.line_on_stderr("socket", |line| line.contains("listening on"));
+        let asked = Instant::now();
+        forward.end_well(&[&near]);
+        assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
     }
 }
 
@@ -229,6 +253,25 @@ fn a_frozen_peer_is_given_up_on_in_good_time() {
 /// `forward -v` of `near` to the target `disk`.
 fn forward_disk(peer: &str, near: &Path) -> support::process::Run {
     forward(peer, [("disk", near)])
+}
+
+/// A UNIX socket whose backlog is full.
+#[track_caller]
+fn full_unix(path: &Path) -> (UnixListener, UnixStream) {
+    let listener = UnixListener::bind(path).expect("a new socket");
+    rustix::net::listen(&listener, 0).expect("a backlog of one");
+    (listener, UnixStream::connect(path).expect("room for one"))
+}
+
+/// A TCP port that answers nobody, as its backlog is full; and its address.
+#[track_caller]
+fn full_tcp() -> ((TcpListener, Vec<TcpStream>), String) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    rustix::net::listen(&listener, 0).expect("a backlog of one");
+    let address = listener.local_addr().expect("its address");
+    let dial = || TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok();
+    let waiting = std::iter::from_fn(dial).collect();
+    ((listener, waiting), format!("tcp://{address}"))
 }
 
 /// Whether a stream can be had, and works.

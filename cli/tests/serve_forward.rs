@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use support::bytes::{MIB, Noise};
 use support::echo::{Accepted, accept_on, assert_echoes, assert_ends, connect, echo_on};
-use support::tool::{Ends, links_accepted};
+use support::tool::{ANY_PORT, Ends, forward, links_accepted, serve};
 use support::{PATIENCE, Scratch, wait_for};
 
 /// Both ends of the tool, and a target that the test itself is.
@@ -285,8 +285,8 @@ fn a_target_that_is_not_there_closes_the_client_and_both_ends_say_why() {
 fn a_target_that_the_peer_does_not_offer_closes_the_client_and_forward_says_so() {
     let scratch = Scratch::new();
     let (near, far) = (scratch.join("near"), scratch.join("far"));
-    let serve = support::tool::serve(support::tool::ANY_PORT, [("disk", &*far)]).start();
-    let forward = support::tool::forward(&serve.ready(), [("secret", &*near)]).start();
+    let serve = serve(ANY_PORT, [("disk", &*far)]).start();
+    let forward = forward(&serve.ready(), [("secret", &*near)]).start();
     forward.ready();
     assert_ends(&connect(&near));
     forward.line_on_stderr("cause", |line| line.contains("no target `secret`"));
@@ -303,15 +303,13 @@ fn after_sigterm_a_stream_may_finish_and_no_new_one_begins() {
         let Ends { serve, forward, peer, .. } = setup.ends;
         let (first, second) = if forward_first { (forward, serve) } else { (serve, forward) };
         first.signal(Signal::TERM);
+        // Nobody is let wait at a door that nobody will open again.
         let near = setup.scratch.join("near.disk");
-        let late = if forward_first {
-            wait_for("the socket to go", PATIENCE, || (!near.exists()).then_some(()));
-            None
-        } else {
+        wait_for("the socket to go", PATIENCE, || (!near.exists()).then_some(()));
+        if !forward_first {
             let address = peer.strip_prefix("tcp://").expect("a TCP address");
             wait_for("the port to be closed", PATIENCE, || TcpStream::connect(address).err());
-            Some(connect(&near))
-        };
+        }
         let mut said = [0; 6];
         (&client).read_exact(&mut said).expect("an open stream");
         let bytes = Noise::new(9).bytes(MUCH);
@@ -324,13 +322,36 @@ fn after_sigterm_a_stream_may_finish_and_no_new_one_begins() {
         drop(client);
         let finished = first.finish(PATIENCE);
         assert!(finished.status.success(), "{finished}");
-        // Who came too late has reached nothing, and is told so at the latest when the session is over.
-        if let Some(late) = late {
-            assert_ends(&late);
-            setup.target.assert_no_more();
-        }
+        setup.target.assert_no_more();
         drop(second);
     }
+}
+
+#[test]
+fn with_reconnect_who_comes_while_the_peer_drains_reaches_the_next_session() {
+    let scratch = Scratch::new();
+    let (near, far) = (scratch.join("near"), scratch.join("far"));
+    let target = accept_on(&far);
+    let server = serve(ANY_PORT, [("disk", &*far)]).start();
+    let peer = server.ready();
+    let forward = forward(&peer, [("disk", &*near)]).arg("--reconnect").start();
+    forward.ready();
+    let client = connect(&near);
+    let standing = target.next();
+    server.signal(Signal::TERM);
+    forward.line_on_stderr("draining", |line| line.contains("takes no new streams"));
+    let mut late = connect(&near);
+    late.write_all(b"patience").expect("room for it");
+    drop((client, standing));
+    let finished = server.finish(PATIENCE);
+    assert!(finished.status.success(), "{finished}");
+    let server = serve(&peer, [("disk", &*far)]).start();
+    let mut heard = [0; 8];
+    target.next().read_exact(&mut heard).expect("a stream of the new session");
+    assert_eq!(&heard, b"patience");
+    drop(late);
+    forward.end_well(&[&near]);
+    server.end_well(&[]);
 }
 
 #[test]
