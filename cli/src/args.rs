@@ -5,9 +5,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 use virbistream::io::{Address, Permissions};
 use virbistream::proto::Config;
+use virbistream::wire::DATA_MIN;
 
 use crate::demo::DemoArgs;
 
@@ -15,11 +17,22 @@ use crate::demo::DemoArgs;
 #[derive(Debug, Parser)]
 #[command(name = "virbistream", version, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// Say what happens on stderr; twice, say more
-    #[arg(short, long, global = true, action = ArgAction::Count)]
-    pub(crate) verbose: u8,
+    /// Say what happens on stderr
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// What this process was started with; ends it with a sentence when that makes no sense.
+    pub(crate) fn of_this_process() -> Self {
+        let cli = Self::parse();
+        if let Err(sentence) = cli.command.check() {
+            Self::command().error(ErrorKind::ValueValidation, sentence).exit();
+        }
+        cli
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -30,6 +43,19 @@ pub(crate) enum Command {
     Forward(ForwardArgs),
     /// Move disks and memory between two ends on this machine, and verify every byte
     Demo(DemoArgs),
+}
+
+impl Command {
+    /// What no option can judge by itself.
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Serve(args) if args.session.max_streams == 0 => {
+                Err("with --max-streams 0 no peer could open a stream".into())
+            }
+            Self::Serve(ServeArgs { session, .. }) | Self::Forward(ForwardArgs { session, .. }) => session.check(),
+            Self::Demo(_) => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -81,23 +107,32 @@ impl SocketArgs {
     }
 }
 
+const YEAR: u64 = 365 * 24 * 3600;
+
 #[derive(Debug, Args)]
 pub(crate) struct SessionArgs {
-    /// Bytes of each stream that the peer may be ahead of delivery
-    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    /// Bytes of each stream that the peer may be ahead of delivery, at least 4KiB
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_window)]
     window: ByteSize,
-    /// Bytes that the windows of a session may add up to
+    /// Bytes that the windows of a session may add up to, at least one window
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
     /// Streams that the peer may have open at once
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_streams: u32,
-    /// Seconds that streams have to finish after SIGTERM or SIGINT; a second signal waits no more
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    /// Seconds that streams have to finish after SIGTERM or SIGINT, at most a year; a second signal waits no more
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(..=YEAR))]
     drain: u64,
 }
 
 impl SessionArgs {
+    fn check(&self) -> Result<(), String> {
+        match self.window <= self.memory {
+            true => Ok(()),
+            false => Err(format!("--window {} does not fit into --memory {}", self.window, self.memory)),
+        }
+    }
+
     pub(crate) fn drain(&self) -> Duration {
         Duration::from_secs(self.drain)
     }
@@ -151,7 +186,7 @@ impl FromStr for Source {
 
 fn named<'a>(text: &'a str, form: &str) -> Result<(String, &'a str), String> {
     let (name, rest) = text.split_once('=').ok_or_else(|| format!("write {form}"))?;
-    if name.len() > 255 || !virbistream::wire::is_valid_target(name) {
+    if !virbistream::wire::is_valid_target(name) {
         return Err("a target's name has 1 to 255 bytes and no control characters".into());
     }
     Ok((name.into(), rest))
@@ -178,7 +213,7 @@ impl FromStr for Owner {
 }
 
 fn user_id(user: &str) -> Result<u32, String> {
-    if let Ok(number) = user.parse() {
+    if let Some(number) = number(user) {
         return Ok(number);
     }
     match nix::unistd::User::from_name(user) {
@@ -189,13 +224,26 @@ fn user_id(user: &str) -> Result<u32, String> {
 }
 
 fn group_id(group: &str) -> Result<u32, String> {
-    if let Ok(number) = group.parse() {
+    if let Some(number) = number(group) {
         return Ok(number);
     }
     match nix::unistd::Group::from_name(group) {
         Ok(Some(found)) => Ok(found.gid.as_raw()),
         Ok(None) => Err(format!("no group `{group}`")),
         Err(error) => Err(format!("group `{group}`: {error}")),
+    }
+}
+
+/// The highest number is nobody's: chown takes it for "leave it as it is".
+fn number(id: &str) -> Option<u32> {
+    id.parse().ok().filter(|number| *number != u32::MAX)
+}
+
+fn parse_window(text: &str) -> Result<ByteSize, String> {
+    let window: ByteSize = text.parse()?;
+    match window.as_u64() >= DATA_MIN.into() {
+        true => Ok(window),
+        false => Err(format!("a window has at least {DATA_MIN} bytes")),
     }
 }
 

@@ -9,17 +9,11 @@ mod serve;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let level = match cli.verbose {
-        0 => log::LevelFilter::Warn,
-        1 => log::LevelFilter::Info,
-        _ => log::LevelFilter::Trace,
-    };
+    let cli = Cli::of_this_process();
+    let level = if cli.verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn };
     env_logger::Builder::new()
         .filter_level(level)
         .format(|out, record| writeln!(out, "virbistream: {}", record.args()))

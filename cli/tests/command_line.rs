@@ -58,9 +58,51 @@ fn an_argument_that_means_nothing_is_refused_and_named() {
         (&["forward", "--peer", "tcp://127.0.0.1:1", "--socket", "disk=/x", "--socket-mode", "999"], "999"),
         (&["forward", "--peer", "tcp://127.0.0.1:1", "--socket", "disk=/x", "--socket-owner", "no-such"], "no-such"),
     ] {
-        let finished = tool().args(arguments).finish(PATIENCE);
-        assert_eq!(finished.status.code(), Some(2), "{finished}");
-        assert!(finished.stderr.contains(named), "{finished}");
+        assert_refused(arguments, &[named]);
+    }
+}
+
+#[test]
+fn a_limit_that_makes_no_sense_is_refused_and_named() {
+    let serve = ["serve", "--listen", ANY_PORT, "--target", "disk=unix:/nowhere"];
+    let forward = ["forward", "--peer", "tcp://127.0.0.1:1", "--socket", "disk=/nowhere"];
+    let name = format!("{}=unix:/nowhere", "x".repeat(256));
+    for (limits, words) in [
+        (&["--window", "2GiB", "--memory", "1GiB"][..], &["--window 2.0 GiB", "--memory 1.0 GiB"][..]),
+        (&["--window", "3GiB"], &["--window", "--memory"]),
+        (&["--window", "4095"], &["--window", "4096"]),
+        (&["--window", "-1"], &["-1"]),
+        (&["--drain", "18446744073709551615"], &["--drain", "31536000"]),
+        (&["--socket-owner", "4294967295"], &["4294967295"]),
+        (&["-vv"], &["--verbose"]),
+    ] {
+        for command in [serve, forward] {
+            assert_refused(&[&command, limits].concat(), words);
+        }
+    }
+    assert_refused(&[&serve[..], &["--max-streams", "0"]].concat(), &["--max-streams 0"]);
+    assert_refused(&[&serve[..], &["--target", &name]].concat(), &["255"]);
+    assert_refused(&["demo", "--size", "18446744073709551615"], &["--size", "1048576"]);
+    assert_refused(&["demo", "--disks", "65535"], &["--disks", "64"]);
+}
+
+#[test]
+fn the_extreme_limits_that_are_taken_work() {
+    const HIGHEST: [&str; 8] =
+        ["--window", "16EiB", "--memory", "16EiB", "--max-streams", "4294967295", "--drain", "31536000"];
+    const LOWEST: [&str; 4] = ["--window", "4KiB", "--memory", "4KiB"];
+    let scratch = Scratch::new();
+    let (near, far) = (scratch.join("near"), scratch.join("far"));
+    echo_on(&far);
+    for (serving, forwarding) in
+        [(&HIGHEST[..], &HIGHEST[..]), (&LOWEST, &[&LOWEST[..], &["--max-streams", "0"]].concat())]
+    {
+        let serve = quiet_serve(ANY_PORT, &far).args(serving).start();
+        let forward = quiet_forward(&serve.ready(), &near).args(forwarding).start();
+        forward.ready();
+        assert_echoes(&connect(&near), &[7; 10_000]);
+        forward.end_well(&[&near]);
+        serve.end_well(&[]);
     }
 }
 
@@ -271,4 +313,15 @@ fn quiet_serve(listen: &str, far: &Path) -> support::process::Run {
 /// `forward` without -v of `near` to the target `disk`.
 fn quiet_forward(peer: &str, near: &Path) -> support::process::Run {
     tool().args(["forward", "--peer", peer, "--socket"]).arg(format!("disk={}", near.display()))
+}
+
+/// The command line is refused with a sentence that has all the words.
+#[track_caller]
+fn assert_refused(arguments: &[&str], words: &[&str]) {
+    let finished = tool().args(arguments).finish(PATIENCE);
+    assert_eq!(finished.status.code(), Some(2), "{finished}");
+    let sentence = finished.stderr.lines().next().unwrap_or_default();
+    for word in words {
+        assert!(sentence.contains(word), "no {word:?}: {finished}");
+    }
 }
