@@ -251,6 +251,26 @@ fn a_path_that_somebody_is_about_to_listen_on_is_left_alone() {
 }
 
 #[test]
+fn what_stands_in_the_place_of_the_lock_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, lock) = (dir.path().join("s"), dir.path().join("s.virbistream-lock"));
+    let elsewhere = dir.path().join("elsewhere");
+    for there in [false, true] {
+        if there {
+            std::fs::write(&elsewhere, "mine").unwrap();
+        }
+        std::os::unix::fs::symlink(&elsewhere, &lock).unwrap();
+        assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(elsewhere.exists(), there);
+        std::fs::remove_file(&lock).unwrap();
+    }
+    std::fs::create_dir(&lock).unwrap();
+    assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    let nowhere = bind(&dir.path().join("no/such/s")).unwrap_err();
+    assert_eq!(nowhere.kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
 fn what_is_no_socket_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);

@@ -140,13 +140,29 @@ struct Lock {
 }
 
 impl Lock {
+    /// Makes the file where there is none, which follows no link; one that is there is only locked.
+    fn open(path: &Path) -> io::Result<File> {
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made,
+        }
+        if !fs::symlink_metadata(path)?.is_file() {
+            return Err(in_use("what stands in the place of its lock is no file"));
+        }
+        File::open(path)
+    }
+
     /// Never waits: whoever has the lock is about to listen.
     fn take(socket: &Path) -> io::Result<Self> {
         let mut path = OsString::from(socket);
         path.push(".virbistream-lock");
         let path = PathBuf::from(path);
         loop {
-            let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            let file = match Self::open(&path) {
+                // Removed by its last owner while we looked.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && has_directory(&path) => continue,
+                file => file?,
+            };
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(in_use("another process begins to listen on it")),
@@ -162,6 +178,10 @@ impl Lock {
             }
         }
     }
+}
+
+fn has_directory(path: &Path) -> bool {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).is_none_or(Path::is_dir)
 }
 
 impl Drop for Lock {
