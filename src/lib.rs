@@ -10,6 +10,7 @@
 
 pub mod io;
 pub mod proto;
+pub mod rpc;
 pub mod wire;
 
 #[cfg(doctest)]

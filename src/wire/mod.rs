@@ -44,4 +44,4 @@ pub use messages::{
 };
 pub use procedure::{PROCEDURE_BASE, PROCEDURE_COUNT, PROGRAM, Procedure, ProgramId, VERSION};
 pub use rule::Rule;
-pub use xdr::{Body, BodyError, decode_body, encode_packet};
+pub use xdr::{Body, BodyError, Reader, decode_body, decode_legacy, encode_packet};

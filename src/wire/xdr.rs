@@ -91,7 +91,7 @@ pub fn encode_packet<T: Body>(header: &Header, body: &T, out: &mut [u8]) -> Opti
     Some(HEADER_LEN + payload_len)
 }
 
-/// Implements [`Body`] for a type that xdr-codec can pack and [`Strict`] unpack; `$max` is in bytes.
+/// Implements [`Body`] for a type that xdr-codec can pack and [`Reader`] unpack; `$max` is in bytes.
 macro_rules! body {
     ($type:ty, $max:expr) => {
         impl $crate::wire::Body for $type {
@@ -114,12 +114,16 @@ pub(super) use body;
 /// So a bad body costs no error of xdr-codec's, which takes a backtrace, megabytes of it the first time, wherever
 /// `RUST_BACKTRACE` is set; [`decode_whole`] looks for the fault. After one, lists and strings are empty: there is no end
 /// to run after.
-pub(super) struct Strict<'a> {
+///
+/// Types of programs of your own implement xdr-codec's `Unpack<Reader<'_>>` and read strings, bytes and lists by the methods
+/// here, which take a bound: xdr-codec's own reserve what the peer says. Integers and structs of them go as usual.
+#[derive(Debug)]
+pub struct Reader<'a> {
     rest: &'a [u8],
     fault: Option<BodyError>,
 }
 
-impl Read for Strict<'_> {
+impl Read for Reader<'_> {
     /// Ends with an error where std's reader of slices says `Ok(0)`, with which xdr-codec loops without end (`opaque[16]`)
     /// or takes short data for whole (`opaque<N>`). What is here does not use it.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -145,9 +149,12 @@ impl Read for Strict<'_> {
     }
 }
 
-impl<'a> Strict<'a> {
+impl<'a> Reader<'a> {
     /// Unpacks what `fields` takes, and counts its bytes, as [`Unpack::unpack`] must.
-    pub(super) fn counted<T>(&mut self, fields: impl FnOnce(&mut Self) -> XdrResult<T>) -> XdrResult<(T, usize)> {
+    ///
+    /// # Errors
+    /// Those of `fields`.
+    pub fn counted<T>(&mut self, fields: impl FnOnce(&mut Self) -> XdrResult<T>) -> XdrResult<(T, usize)> {
         let before = self.rest.len();
         let value = fields(self)?;
         Ok((value, before - self.rest.len()))
@@ -155,13 +162,16 @@ impl<'a> Strict<'a> {
 
     /// Notes what is wrong, where nothing was before.
     #[cold]
-    pub(super) fn note(&mut self, fault: BodyError) {
+    pub fn note(&mut self, fault: BodyError) {
         self.fault.get_or_insert(fault);
         self.rest = &[];
     }
 
-    /// A bool, or the mark of an optional value: 0 or 1.
-    pub(super) fn flag(&mut self) -> XdrResult<bool> {
+    /// A bool, or the mark of an optional value: 0 or 1. Another number is noted, and false.
+    ///
+    /// # Errors
+    /// None; it is what `?` wants.
+    pub fn flag(&mut self) -> XdrResult<bool> {
         let word: u32 = xdr_codec::unpack(self)?;
         if word > 1 {
             self.note(BodyError::Bool(word));
@@ -170,7 +180,7 @@ impl<'a> Strict<'a> {
     }
 
     /// `len` bytes and their padding, of a length that is known (`opaque[len]`), in place.
-    pub(super) fn fixed(&mut self, len: usize) -> &'a [u8] {
+    pub fn fixed(&mut self, len: usize) -> &'a [u8] {
         let padded = self.rest.split_at_checked(len).and_then(|(bytes, rest)| {
             let (padding, rest) = rest.split_at_checked(xdr_codec::padding(len).len())?;
             Some((bytes, padding, rest))
@@ -187,13 +197,19 @@ impl<'a> Strict<'a> {
     }
 
     /// At most `max` bytes and their padding (`opaque<max>`, `string<max>`), in place.
-    pub(super) fn flex(&mut self, what: &'static str, max: usize) -> XdrResult<&'a [u8]> {
+    ///
+    /// # Errors
+    /// None; it is what `?` wants.
+    pub fn flex(&mut self, what: &'static str, max: usize) -> XdrResult<&'a [u8]> {
         let len = self.length(what, max)?;
         Ok(self.fixed(len))
     }
 
     /// At most `max` elements (`T<max>`).
-    pub(super) fn list<T: Unpack<Self>>(&mut self, what: &'static str, max: usize) -> XdrResult<Vec<T>> {
+    ///
+    /// # Errors
+    /// Those of the elements.
+    pub fn list<T: Unpack<Self>>(&mut self, what: &'static str, max: usize) -> XdrResult<Vec<T>> {
         let len = self.length(what, max)?;
         let mut list = Vec::with_capacity(len);
         for _ in 0..len {
@@ -232,16 +248,34 @@ pub(super) const fn length_word(bound: usize) -> u32 {
     }
 }
 
-pub(super) fn decode_whole<'a, T: Unpack<Strict<'a>>>(bytes: &'a [u8]) -> Result<T, BodyError> {
-    let mut input = Strict { rest: bytes, fault: None };
-    let value = xdr_codec::unpack(&mut input);
-    match (value, input) {
-        (_, Strict { fault: Some(fault), .. }) => Err(fault),
-        (Ok(value), Strict { rest: [], .. }) => Ok(value),
-        (Ok(_), Strict { rest, .. }) => Err(BodyError::Trailing { extra: rest.len() }),
-        // No field of ours makes an error of xdr-codec's own.
-        (Err(_), _) => Err(BodyError::Value { what: "a field" }),
+/// Reads arguments or a reply of libvirt's programs: strictly, but that bytes may follow, as libvirt takes it.
+///
+/// # Errors
+///
+/// [`BodyError`] says what is wrong with it.
+pub fn decode_legacy<'a, T: Unpack<Reader<'a>>>(bytes: &'a [u8]) -> Result<T, BodyError> {
+    decode_front(bytes).0
+}
+
+pub(super) fn decode_whole<'a, T: Unpack<Reader<'a>>>(bytes: &'a [u8]) -> Result<T, BodyError> {
+    match decode_front(bytes) {
+        (Ok(_), rest) if !rest.is_empty() => Err(BodyError::Trailing { extra: rest.len() }),
+        (value, _) => value,
     }
+}
+
+/// The value in front, and what follows it.
+fn decode_front<'a, T: Unpack<Reader<'a>>>(bytes: &'a [u8]) -> (Result<T, BodyError>, &'a [u8]) {
+    let mut input = Reader { rest: bytes, fault: None };
+    let value = xdr_codec::unpack(&mut input);
+    let Reader { rest, fault } = input;
+    let value = match (value, fault) {
+        (_, Some(fault)) => Err(fault),
+        (Ok(value), None) => Ok(value),
+        // No field of ours makes an error of xdr-codec's own.
+        (Err(_), None) => Err(BodyError::Value { what: "a field" }),
+    };
+    (value, rest)
 }
 
 pub(super) fn encode_whole<W: Write, T: Pack<W>>(body: &T, out: &mut W) -> io::Result<usize> {

@@ -2,7 +2,7 @@
 
 use xdr_codec::{Pack, Result as XdrResult, Unpack, Write, unpack};
 
-use crate::wire::xdr::{Strict, body, flex_len, pack_cut};
+use crate::wire::xdr::{Reader, body, flex_len, pack_cut};
 
 /// What a hole costs of credit, and moves the offset by, whatever its length (`BS_HOLE_CREDIT`).
 pub const HOLE_CREDIT: u64 = 16;
@@ -40,8 +40,8 @@ macro_rules! integers {
             }
         }
 
-        impl Unpack<Strict<'_>> for $type {
-            fn unpack(input: &mut Strict<'_>) -> XdrResult<(Self, usize)> {
+        impl Unpack<Reader<'_>> for $type {
+            fn unpack(input: &mut Reader<'_>) -> XdrResult<(Self, usize)> {
                 input.counted(|input| Ok(Self { $($field: unpack(input)?),* }))
             }
         }
@@ -119,8 +119,8 @@ impl<Out: Write> Pack<Out> for Close {
     }
 }
 
-impl Unpack<Strict<'_>> for Close {
-    fn unpack(input: &mut Strict<'_>) -> XdrResult<(Self, usize)> {
+impl Unpack<Reader<'_>> for Close {
+    fn unpack(input: &mut Reader<'_>) -> XdrResult<(Self, usize)> {
         input.counted(|input| {
             Ok(Self {
                 code: unpack(input)?,

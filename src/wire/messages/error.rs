@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use xdr_codec::{Pack, Result as XdrResult, Unpack, Write, unpack};
 
-use crate::wire::xdr::{Strict, body, flex_len, pack_cut};
+use crate::wire::xdr::{Reader, body, flex_len, pack_cut};
 
 /// Bytes that each text of an error may have (`BS_ERROR_TEXT_MAX`).
 pub const ERROR_TEXT_MAX: usize = 1024;
@@ -163,8 +163,8 @@ impl<Out: Write> Pack<Out> for RemoteError {
     }
 }
 
-impl Unpack<Strict<'_>> for RemoteError {
-    fn unpack(input: &mut Strict<'_>) -> XdrResult<(Self, usize)> {
+impl Unpack<Reader<'_>> for RemoteError {
+    fn unpack(input: &mut Reader<'_>) -> XdrResult<(Self, usize)> {
         input.counted(|input| {
             let code = unpack(input)?;
             let domain = unpack(input)?;
@@ -202,7 +202,7 @@ impl<Out: Write> Pack<Out> for Cut<'_> {
     }
 }
 
-fn optional_text(input: &mut Strict<'_>) -> XdrResult<Option<String>> {
+fn optional_text(input: &mut Reader<'_>) -> XdrResult<Option<String>> {
     if !input.flag()? {
         return Ok(None);
     }
@@ -211,7 +211,7 @@ fn optional_text(input: &mut Strict<'_>) -> XdrResult<Option<String>> {
 }
 
 /// The name and UUID of a domain or network, passed over.
-fn named(input: &mut Strict<'_>) -> XdrResult<()> {
+fn named(input: &mut Reader<'_>) -> XdrResult<()> {
     input.flex("name", ERROR_NAME_MAX)?;
     input.fixed(UUID_LEN);
     Ok(())

@@ -2,7 +2,7 @@
 
 use xdr_codec::{Pack, Result as XdrResult, Unpack, Write, pack_flex, pack_opaque_flex, unpack};
 
-use crate::wire::xdr::{Strict, flex_len};
+use crate::wire::xdr::{Reader, flex_len};
 
 /// Extensions that one body may have (`BS_EXTENSIONS_MAX`).
 pub const EXTENSIONS_MAX: usize = 16;
@@ -33,8 +33,8 @@ impl<Out: Write> Pack<Out> for Extension {
     }
 }
 
-impl Unpack<Strict<'_>> for Extension {
-    fn unpack(input: &mut Strict<'_>) -> XdrResult<(Self, usize)> {
+impl Unpack<Reader<'_>> for Extension {
+    fn unpack(input: &mut Reader<'_>) -> XdrResult<(Self, usize)> {
         input.counted(|input| {
             Ok(Self {
                 kind: unpack(input)?,
@@ -49,6 +49,6 @@ pub(super) fn pack_list(list: &[Extension], out: &mut impl Write) -> XdrResult<u
     pack_flex(list, Some(EXTENSIONS_MAX), out)
 }
 
-pub(super) fn unpack_list(input: &mut Strict<'_>) -> XdrResult<Vec<Extension>> {
+pub(super) fn unpack_list(input: &mut Reader<'_>) -> XdrResult<Vec<Extension>> {
     input.list("list of extensions", EXTENSIONS_MAX)
 }

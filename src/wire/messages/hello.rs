@@ -3,7 +3,7 @@
 use xdr_codec::{Pack, Result as XdrResult, Unpack, Write, unpack};
 
 use super::extension::{Extension, LIST_LEN, pack_list, unpack_list};
-use crate::wire::xdr::{Strict, body};
+use crate::wire::xdr::{Reader, body};
 
 /// The version of BiStream that this library speaks (`BS_BISTREAM_1`).
 pub const BISTREAM_1: u32 = 1;
@@ -39,8 +39,8 @@ impl<Out: Write> Pack<Out> for Limits {
     }
 }
 
-impl Unpack<Strict<'_>> for Limits {
-    fn unpack(input: &mut Strict<'_>) -> XdrResult<(Self, usize)> {
+impl Unpack<Reader<'_>> for Limits {
+    fn unpack(input: &mut Reader<'_>) -> XdrResult<(Self, usize)> {
         input.counted(|input| Ok(Self { max_data: unpack(input)?, max_streams: unpack(input)? }))
     }
 }
@@ -75,8 +75,8 @@ impl<Out: Write> Pack<Out> for Hello {
     }
 }
 
-impl Unpack<Strict<'_>> for Hello {
-    fn unpack(input: &mut Strict<'_>) -> XdrResult<(Self, usize)> {
+impl Unpack<Reader<'_>> for Hello {
+    fn unpack(input: &mut Reader<'_>) -> XdrResult<(Self, usize)> {
         input.counted(|input| {
             Ok(Self {
                 min_version: unpack(input)?,
@@ -114,8 +114,8 @@ impl<Out: Write> Pack<Out> for HelloReply {
     }
 }
 
-impl Unpack<Strict<'_>> for HelloReply {
-    fn unpack(input: &mut Strict<'_>) -> XdrResult<(Self, usize)> {
+impl Unpack<Reader<'_>> for HelloReply {
+    fn unpack(input: &mut Reader<'_>) -> XdrResult<(Self, usize)> {
         input.counted(|input| {
             Ok(Self {
                 version: unpack(input)?,

@@ -4,7 +4,7 @@ use xdr_codec::{Pack, Result as XdrResult, Unpack, Write, pack_string, unpack};
 
 use super::extension::{Extension, LIST_LEN, pack_list, unpack_list};
 use crate::wire::BodyError;
-use crate::wire::xdr::{Strict, body, flex_len};
+use crate::wire::xdr::{Reader, body, flex_len};
 
 /// Bytes that a target name may have (`BS_TARGET_MAX`).
 pub const TARGET_MAX: usize = 255;
@@ -57,8 +57,8 @@ impl<Out: Write> Pack<Out> for Open {
     }
 }
 
-impl Unpack<Strict<'_>> for Open {
-    fn unpack(input: &mut Strict<'_>) -> XdrResult<(Self, usize)> {
+impl Unpack<Reader<'_>> for Open {
+    fn unpack(input: &mut Reader<'_>) -> XdrResult<(Self, usize)> {
         input.counted(|input| {
             let target = std::str::from_utf8(input.flex("target name", TARGET_MAX)?).unwrap_or_else(|_| {
                 input.note(BodyError::Utf8);
@@ -92,8 +92,8 @@ impl<Out: Write> Pack<Out> for OpenReply {
     }
 }
 
-impl Unpack<Strict<'_>> for OpenReply {
-    fn unpack(input: &mut Strict<'_>) -> XdrResult<(Self, usize)> {
+impl Unpack<Reader<'_>> for OpenReply {
+    fn unpack(input: &mut Reader<'_>) -> XdrResult<(Self, usize)> {
         input.counted(|input| Ok(Self { window: unpack(input)?, extensions: unpack_list(input)? }))
     }
 }

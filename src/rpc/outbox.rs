@@ -1,0 +1,84 @@
+//! Packets on their way to the peer, whole and in order.
+
+use std::collections::VecDeque;
+
+use crate::wire::Header;
+
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    packets: VecDeque<Vec<u8>>,
+    /// Bytes of the first packet that are out already.
+    begun: usize,
+    bytes: usize,
+}
+
+impl Outbox {
+    pub(super) fn push(&mut self, header: &Header, payload: &[u8]) {
+        // A payload over what a length word can say is refused before it comes here.
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let packet = [&header.encode(len)[..], payload].concat();
+        self.bytes += packet.len();
+        self.packets.push_back(packet);
+    }
+
+    /// Bytes that wait.
+    pub(super) fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether what comes next may be another's packet: nothing is out by half.
+    pub(super) fn is_between_packets(&self) -> bool {
+        self.begun == 0
+    }
+
+    /// Moves bytes into the front of `out`; gives how many.
+    pub(super) fn poll(&mut self, out: &mut [u8]) -> usize {
+        let mut len = 0;
+        while let (Some(packet), Some(room)) = (self.packets.front(), out.get_mut(len..)) {
+            let rest = packet.get(self.begun..).unwrap_or_default();
+            let now = rest.len().min(room.len());
+            if let (Some(to), Some(from)) = (room.get_mut(..now), rest.get(..now)) {
+                to.copy_from_slice(from);
+            }
+            len += now;
+            self.begun += now;
+            if self.begun < packet.len() {
+                break;
+            }
+            self.begun = 0;
+            self.packets.pop_front();
+        }
+        self.bytes -= len;
+        len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_come_out_whole_and_in_order_through_any_room() {
+        let header = Header { program: 1, version: 2, procedure: 3, kind: 4, serial: 5, status: 6 };
+        for room in [1, 7, 28, 29, 1000] {
+            let mut outbox = Outbox::default();
+            let mut expected = Vec::new();
+            for len in [0u32, 1, 100, 33] {
+                let payload = vec![7; len as usize];
+                outbox.push(&header, &payload);
+                expected.extend([&header.encode(len)[..], &payload].concat());
+            }
+            assert_eq!(outbox.len(), expected.len());
+            let (mut got, mut out) = (Vec::new(), vec![0; room]);
+            loop {
+                assert_eq!(outbox.is_between_packets(), [0, 28, 57, 185, 246].contains(&got.len()));
+                match outbox.poll(&mut out) {
+                    0 => break,
+                    len => got.extend(out.iter().take(len)),
+                }
+            }
+            assert_eq!(got, expected);
+            assert_eq!(outbox.len(), 0);
+        }
+    }
+}

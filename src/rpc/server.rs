@@ -1,0 +1,266 @@
+//! The daemon's end of libvirt's RPC on one link.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::error::LinkError;
+use super::outbox::Outbox;
+use super::procedure::{KEEPALIVE, PING, PONG, ProcedureId, rpc_error};
+use super::streams::{Arriving, LegacyId, LegacyStream, Role, StreamEvent, StreamOptions, StreamPiece, Streams};
+use crate::wire::{Body, Header, PACKET_MAX, PACKET_MIN, PacketType, RemoteError, Status, codes, domains};
+
+/// Calls that may be without an answer at once; one beyond is refused.
+const MAX_CALLS: usize = 256;
+
+/// Bytes of arguments that such calls may hold.
+const MAX_ARGUMENTS: usize = 64 << 20;
+
+/// Bytes that may wait to be sent, before the link is read no further until some are gone.
+const MAX_WAITING: usize = 1 << 20;
+
+/// The name of a call that waits for its answer, on its link; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IncomingId(u64);
+
+/// A call of the client's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IncomingCall {
+    /// Its name.
+    pub id: IncomingId,
+    /// What is called.
+    pub procedure: ProcedureId,
+    /// The arguments, as they came.
+    pub arguments: Vec<u8>,
+}
+
+/// What happened on the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerEvent {
+    /// Answer it, now or later, with [`Server::answer`] or [`Server::answer_with_stream`].
+    Call(IncomingCall),
+    /// Something of a legacy stream.
+    Stream(StreamEvent),
+}
+
+#[derive(Debug)]
+enum Incoming {
+    Nothing,
+    Call(Header, Vec<u8>),
+    Stream(Arriving),
+}
+
+/// The daemon's end of libvirt's RPC on one link: calls to be answered in any order, events, legacy streams.
+#[derive(Debug)]
+pub struct Server {
+    incoming: Incoming,
+    calls: BTreeMap<IncomingId, (Header, usize)>,
+    /// Bytes of their arguments.
+    arguments: usize,
+    next: u64,
+    streams: Streams,
+    outbox: Outbox,
+    events: VecDeque<ServerEvent>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Server {
+    /// On a new link.
+    pub fn new() -> Self {
+        Self {
+            incoming: Incoming::Nothing,
+            calls: BTreeMap::new(),
+            arguments: 0,
+            next: 1,
+            streams: Streams::new(Role::Daemon),
+            outbox: Outbox::default(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// The header of a packet that is not BiStream's, with `payload_len` bytes to follow by `handle_payload`.
+    ///
+    /// # Errors
+    /// [`LinkError`]: close the link, as libvirt does; there is no answer.
+    pub fn handle_header(&mut self, header: &Header, payload_len: u32) -> Result<(), LinkError> {
+        self.incoming = Incoming::Nothing;
+        match header.packet_type() {
+            Some(PacketType::Message) if header.program == KEEPALIVE => self.on_keepalive(header),
+            Some(PacketType::Call) => self.on_call(header, payload_len)?,
+            // The number of descriptors stands before the arguments; without it, it is none that libvirt could make.
+            Some(PacketType::CallWithFds) if payload_len < 4 => return Err(LinkError::Descriptors),
+            Some(PacketType::CallWithFds) => self.on_call(header, payload_len)?,
+            Some(PacketType::Stream | PacketType::StreamHole) => {
+                let arriving = self.streams.on_header(header, payload_len, &mut self.outbox)?;
+                self.incoming = Incoming::Stream(arriving);
+            }
+            // To what is none of these, libvirt does not answer.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The next bytes of the payload, of which `remaining` are still to come after these. What it gives is to be
+    /// delivered, and counted by the stream's `consumed` once it is.
+    ///
+    /// # Errors
+    /// [`LinkError`]: close the link, as libvirt does; there is no answer.
+    pub fn handle_payload<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        remaining: u32,
+    ) -> Result<Option<(LegacyId, StreamPiece<'a>)>, LinkError> {
+        Ok(match &mut self.incoming {
+            Incoming::Nothing => None,
+            Incoming::Call(_, arguments) => {
+                arguments.extend_from_slice(bytes);
+                if remaining == 0 {
+                    self.call_is_whole()?;
+                }
+                None
+            }
+            Incoming::Stream(arriving) => self.streams.on_payload(arriving, bytes, remaining, &mut self.outbox),
+        })
+    }
+
+    fn on_keepalive(&mut self, header: &Header) {
+        if header.procedure == PING {
+            self.outbox.push(&Header { procedure: PONG, ..*header }, &[]);
+        }
+    }
+
+    fn on_call(&mut self, header: &Header, payload_len: u32) -> Result<(), LinkError> {
+        let length = payload_len as usize;
+        if header.packet_status() != Some(Status::Ok) {
+            self.refuse(header, &rpc_error(format!("Unexpected message status {}", header.status)));
+        } else if self.calls.len() >= MAX_CALLS || self.arguments + length > MAX_ARGUMENTS {
+            let error = RemoteError::new(codes::RESOURCE_BUSY, domains::RPC, "too many calls without an answer");
+            self.refuse(header, &error);
+        } else {
+            self.incoming = Incoming::Call(*header, Vec::new());
+            if payload_len == 0 {
+                self.call_is_whole()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn call_is_whole(&mut self) -> Result<(), LinkError> {
+        let Incoming::Call(mut header, mut arguments) = std::mem::replace(&mut self.incoming, Incoming::Nothing) else {
+            return Ok(());
+        };
+        if header.packet_type() == Some(PacketType::CallWithFds) {
+            if arguments.drain(..4).any(|byte| byte != 0) {
+                return Err(LinkError::Descriptors);
+            }
+            header.kind = PacketType::Call.as_wire();
+        }
+        let id = IncomingId(self.next);
+        self.next += 1;
+        self.arguments += arguments.len();
+        self.calls.insert(id, (header, arguments.len()));
+        let procedure = ProcedureId::of(&header);
+        self.events.push_back(ServerEvent::Call(IncomingCall { id, procedure, arguments }));
+        Ok(())
+    }
+
+    /// What happened since; until `None`, after every `handle_…`.
+    pub fn poll_event(&mut self) -> Option<ServerEvent> {
+        self.events.pop_front().or_else(|| self.streams.poll_event().map(ServerEvent::Stream))
+    }
+
+    /// Answers a call. One that is answered already, or whose link is gone, is passed over.
+    ///
+    /// An answer longer than a packet can be is answered by an error instead.
+    pub fn answer(&mut self, call: IncomingId, answer: Result<&[u8], &RemoteError>) {
+        if let Some(header) = self.end_call(call) {
+            self.put_answer(&header, answer);
+        }
+    }
+
+    /// Answers a call well and begins a legacy stream with it; `None` when nobody waits for the answer any more.
+    pub fn answer_with_stream(&mut self, call: IncomingId, answer: &[u8], options: StreamOptions) -> Option<LegacyId> {
+        let header = self.end_call(call)?;
+        self.put_answer(&header, Ok(answer));
+        Some(self.streams.open(&header, options))
+    }
+
+    fn end_call(&mut self, call: IncomingId) -> Option<Header> {
+        let (header, arguments) = self.calls.remove(&call)?;
+        self.arguments -= arguments;
+        Some(header)
+    }
+
+    fn put_answer(&mut self, call: &Header, answer: Result<&[u8], &RemoteError>) {
+        let reply = |status: Status| Header { kind: PacketType::Reply.as_wire(), status: status.as_wire(), ..*call };
+        match answer {
+            Ok(body) if body.len() <= (PACKET_MAX - PACKET_MIN) as usize => self.outbox.push(&reply(Status::Ok), body),
+            Ok(body) => {
+                let text = format!("the answer of {} bytes is longer than a packet", body.len());
+                self.refuse(call, &RemoteError::new(codes::RPC, domains::RPC, text));
+            }
+            Err(error) => self.refuse(call, error),
+        }
+    }
+
+    fn refuse(&mut self, call: &Header, error: &RemoteError) {
+        let mut body = Vec::new();
+        // Into memory, with texts that are cut where they are too long: it cannot fail.
+        let _ = error.encode(&mut body);
+        let header = Header { kind: PacketType::Reply.as_wire(), status: Status::Error.as_wire(), ..*call };
+        self.outbox.push(&header, &body);
+    }
+
+    /// Tells the client of an event. False, and nothing is sent, while too much waits to be sent already, or when the body is
+    /// longer than a packet can be.
+    pub fn message(&mut self, procedure: ProcedureId, body: &[u8]) -> bool {
+        let takes = !self.is_full() && body.len() <= (PACKET_MAX - PACKET_MIN) as usize;
+        if takes {
+            self.outbox.push(&procedure.header(PacketType::Message, 0, Status::Ok), body);
+        }
+        takes
+    }
+
+    /// Moves packets into the front of `out`; gives how many bytes. Until [`is_between_packets`](Self::is_between_packets)
+    /// nobody else's bytes may follow.
+    pub fn poll_packets(&mut self, out: &mut [u8]) -> usize {
+        self.outbox.poll(out)
+    }
+
+    /// Whether the last packet that `poll_packets` gave was given whole.
+    pub fn is_between_packets(&self) -> bool {
+        self.outbox.is_between_packets()
+    }
+
+    /// Whether so much waits to be sent that the link should not be read until some is gone.
+    pub fn is_full(&self) -> bool {
+        self.outbox.len() > MAX_WAITING
+    }
+
+    /// The stream whose turn it is to send at most [`STREAM_DATA_MAX`](super::STREAM_DATA_MAX) bytes. Answer it by the
+    /// stream's `send`, `send_hole`, `blocked`, `finish` or `fail`: until then it stays the same.
+    pub fn poll_grant(&mut self) -> Option<LegacyId> {
+        self.streams.poll_grant()
+    }
+
+    /// The stream, to act upon; `None` when it is over or never was.
+    pub fn stream(&mut self, id: LegacyId) -> Option<LegacyStream<'_>> {
+        self.streams.get(id, &mut self.outbox)
+    }
+
+    /// Streams that the client has not had the last word of.
+    pub fn stream_count(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// The link is gone: streams have failed, and answers are passed over.
+    pub fn handle_link_lost(&mut self) {
+        self.calls.clear();
+        self.arguments = 0;
+        self.outbox = Outbox::default();
+        self.streams.lose();
+    }
+}

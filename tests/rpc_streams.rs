@@ -1,0 +1,296 @@
+//! libvirt's own streams between a client and a server of ours: both ways, holes, and every way to end.
+
+mod rpc_support;
+
+use rpc_support::*;
+use virbistream::rpc::{Direction, LegacyId, LinkError, StreamError, StreamEvent, StreamOptions};
+use virbistream::wire::{Header, RemoteError, codes, domains};
+
+const DOWNLOAD: u32 = 209;
+const UPLOAD: u32 = 208;
+const PIECES: [usize; 4] = [1, 13, 4096, usize::MAX];
+
+fn options(direction: Direction) -> StreamOptions {
+    StreamOptions { sparse: true, limit: 10_000, ..StreamOptions::new(direction) }
+}
+
+fn flipped(direction: Direction) -> Direction {
+    match direction {
+        Direction::Sending => Direction::Receiving,
+        Direction::Receiving => Direction::Sending,
+    }
+}
+
+/// A stream, and its names at the client and at the server. `direction` is the client's.
+fn stream(pair: &mut Pair, direction: Direction) -> (LegacyId, LegacyId) {
+    let procedure = remote(if direction == Direction::Sending { UPLOAD } else { DOWNLOAD });
+    let call =
+        pair.client.rpc.call_with_stream(pair.now, procedure, b"volume", MINUTE, options(direction)).expect("called");
+    pair.settle();
+    let incoming = pair.call();
+    assert_eq!((incoming.procedure, &incoming.arguments[..]), (procedure, &b"volume"[..]));
+    let server = pair.server.rpc.answer_with_stream(incoming.id, b"", options(flipped(direction))).expect("it waits");
+    pair.settle();
+    match pair.client.events.pop() {
+        Some(virbistream::rpc::ClientEvent::Answered { call: answered, answer: Ok(_), stream: Some(client) }) => {
+            assert_eq!(answered, call);
+            (client, server)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n * 31 >> 3) as u8).collect()
+}
+
+#[test]
+fn a_download_arrives_whole_and_both_ends_say_their_last_word() {
+    for piece in PIECES {
+        let mut pair = Pair::new(piece);
+        let (client, server) = stream(&mut pair, Direction::Receiving);
+        let sent = pair.server.send(server, &bytes(50_000), 7000);
+        pair.down(&sent);
+        pair.server.rpc.stream(server).unwrap().finish();
+        pair.settle();
+        assert_eq!(pair.client.stream_news(), [StreamEvent::Finished(client)]);
+        assert_eq!(pair.server.stream_news(), [], "not before the client has taken all");
+        pair.client.rpc.stream(client).unwrap().finish();
+        pair.settle();
+        assert_eq!(pair.client.stream_news(), [StreamEvent::Over(client)]);
+        assert_eq!(pair.server.stream_news(), [StreamEvent::Over(server)]);
+        assert_eq!(pair.client.bytes(client), bytes(50_000));
+        assert_eq!(pair.server.rpc.stream_count(), 0);
+    }
+}
+
+#[test]
+fn an_upload_arrives_whole_and_the_server_has_the_last_word() {
+    for piece in PIECES {
+        let mut pair = Pair::new(piece);
+        let (client, server) = stream(&mut pair, Direction::Sending);
+        let sent = pair.client.send(client, &bytes(50_000), 7000);
+        pair.up(&sent);
+        pair.client.rpc.stream(client).unwrap().finish();
+        pair.settle();
+        assert_eq!(pair.server.stream_news(), [StreamEvent::Finished(server)]);
+        assert_eq!(pair.client.stream_news(), []);
+        pair.server.rpc.stream(server).unwrap().finish();
+        pair.settle();
+        assert_eq!(pair.server.stream_news(), [StreamEvent::Over(server)]);
+        assert_eq!(pair.client.stream_news(), [StreamEvent::Over(client)]);
+        assert_eq!(pair.server.bytes(server), bytes(50_000));
+        assert_eq!(pair.server.rpc.stream_count(), 0);
+    }
+}
+
+#[test]
+fn holes_keep_their_place_both_ways_and_cost_no_memory() {
+    for piece in PIECES {
+        let mut pair = Pair::new(piece);
+        pair.client.consumes = false;
+        pair.server.consumes = false;
+        let whole = [Came::Bytes(b"head".to_vec()), Came::Hole(1 << 40), Came::Bytes(b"tail".to_vec()), Came::Hole(1)];
+        let (client, server) = stream(&mut pair, Direction::Receiving);
+        let mut sent = pair.server.send(server, b"head", 4);
+        assert!(pair.server.rpc.stream(server).unwrap().send_hole(1 << 40));
+        sent.extend(pair.server.send(server, b"tail", 4));
+        assert!(pair.server.rpc.stream(server).unwrap().send_hole(1));
+        pair.down(&sent);
+        pair.settle();
+        assert_eq!(pair.client.came[&client], whole);
+
+        let (client, server) = stream(&mut pair, Direction::Sending);
+        let mut sent = pair.client.send(client, b"head", 4);
+        assert!(pair.client.rpc.stream(client).unwrap().send_hole(1 << 40));
+        sent.extend(pair.client.send(client, b"tail", 4));
+        assert!(pair.client.rpc.stream(client).unwrap().send_hole(1));
+        pair.up(&sent);
+        pair.settle();
+        assert_eq!(pair.server.came[&server], whole);
+    }
+}
+
+#[test]
+fn a_client_that_has_had_enough_of_a_download_ends_it_in_order() {
+    let mut pair = Pair::new(1);
+    let (client, server) = stream(&mut pair, Direction::Receiving);
+    pair.client.rpc.stream(client).unwrap().fail(&RemoteError::new(1, 0, "never said"));
+    let sent = pair.server.send(server, &bytes(5000), 1000);
+    pair.settle();
+    pair.down(&sent);
+    pair.settle();
+    assert_eq!(pair.server.stream_news(), [StreamEvent::Failed(server, StreamError::Aborted)]);
+    assert_eq!(pair.client.stream_news(), [], "of what we ended ourselves nothing is said");
+    assert!(pair.client.rpc.stream(client).is_none() && pair.server.rpc.stream(server).is_none());
+    assert_eq!(pair.client.bytes(client), [], "and what came behind it is passed over");
+}
+
+#[test]
+fn the_servers_error_reaches_the_client_and_frees_the_stream_at_both_ends() {
+    for direction in [Direction::Sending, Direction::Receiving] {
+        let mut pair = Pair::new(1);
+        let (client, server) = stream(&mut pair, direction);
+        let error = RemoteError::new(codes::SYSTEM_ERROR, domains::STREAMS, "no space left").with_ints(28, 0);
+        pair.server.rpc.stream(server).unwrap().fail(&error);
+        if direction == Direction::Sending {
+            // The client has finished meanwhile, as libvirt's own would.
+            let sent = pair.client.send(client, b"more", 4);
+            pair.client.rpc.stream(client).unwrap().finish();
+            pair.up(&sent);
+        }
+        pair.settle();
+        assert_eq!(pair.client.stream_news(), [StreamEvent::Failed(client, StreamError::Remote(Box::new(error)))]);
+        assert_eq!(pair.server.stream_news(), []);
+        assert!(pair.client.rpc.stream(client).is_none());
+        assert_eq!(pair.server.rpc.stream_count(), 0, "{direction:?}: the client had the last word");
+    }
+}
+
+#[test]
+fn one_whose_consumer_takes_too_little_is_aborted_alone() {
+    for piece in [100, 4096] {
+        let mut pair = Pair::new(piece);
+        pair.client.consumes = false;
+        let (slow, slow_there) = stream(&mut pair, Direction::Receiving);
+        let (other, other_there) = stream(&mut pair, Direction::Receiving);
+        // Up to the limit it waits, and goes on whole.
+        let sent = pair.server.send(slow_there, &bytes(10_000), 1000);
+        pair.down(&sent);
+        assert_eq!(pair.client.stream_news(), []);
+        pair.client.rpc.stream(slow).unwrap().consumed(10_000);
+        let sent = pair.server.send(slow_there, &bytes(10_000), 1000);
+        pair.down(&sent);
+        assert_eq!(pair.client.stream_news(), []);
+        // Beyond it by one read it does not.
+        let sent = pair.server.send(slow_there, &bytes(2 * piece.max(1000) + 1), 1000);
+        pair.down(&sent);
+        assert_eq!(
+            pair.client.stream_news(),
+            [StreamEvent::Failed(slow, StreamError::Overrun { limit: 10_000 })],
+            "pieces of {piece}"
+        );
+        assert!(pair.client.bytes(slow).len() <= 20_000 + piece.max(1000));
+        pair.settle();
+        assert_eq!(pair.server.stream_news(), [StreamEvent::Failed(slow_there, StreamError::Aborted)]);
+        let sent = pair.server.send(other_there, &bytes(5000), 1000);
+        pair.down(&sent);
+        assert_eq!(pair.client.bytes(other), bytes(5000));
+    }
+}
+
+#[test]
+fn an_upload_that_nobody_takes_is_failed_with_words() {
+    let mut pair = Pair::new(1000);
+    pair.server.consumes = false;
+    let (client, server) = stream(&mut pair, Direction::Sending);
+    let sent = pair.client.send(client, &bytes(20_000), 1000);
+    pair.up(&sent);
+    assert_eq!(pair.server.stream_news(), [StreamEvent::Failed(server, StreamError::Overrun { limit: 10_000 })]);
+    pair.settle();
+    let news = pair.client.stream_news();
+    assert!(
+        matches!(&news[..], [StreamEvent::Failed(id, StreamError::Remote(error))]
+        if *id == client && error.message.contains("10000 bytes waited")),
+        "{news:?}"
+    );
+    assert_eq!(pair.server.rpc.stream_count(), 0);
+}
+
+#[test]
+fn streams_take_turns() {
+    let mut pair = Pair::new(usize::MAX);
+    let streams: Vec<_> = (0..3).map(|_| stream(&mut pair, Direction::Sending).0).collect();
+    pair.client.packets();
+    for id in &streams {
+        pair.client.rpc.stream(*id).unwrap().ready();
+        pair.client.rpc.stream(*id).unwrap().ready();
+    }
+    let mut turns = Vec::new();
+    for _ in 0..6 {
+        let id = pair.client.rpc.poll_grant().unwrap();
+        for other in streams.iter().filter(|other| **other != id) {
+            assert_eq!(pair.client.rpc.stream(*other).unwrap().send(1), None, "it is not its turn");
+        }
+        pair.client.rpc.stream(id).unwrap().send(1).unwrap();
+        turns.push(id);
+    }
+    assert_eq!(turns, [&streams[..], &streams[..]].concat());
+    pair.client.rpc.stream(streams[1]).unwrap().blocked();
+    pair.client.rpc.stream(streams[0]).unwrap().finish();
+    assert_eq!(pair.client.rpc.poll_grant(), Some(streams[2]));
+}
+
+#[test]
+fn a_lost_link_fails_every_stream() {
+    let mut pair = Pair::new(usize::MAX);
+    let (up, up_there) = stream(&mut pair, Direction::Sending);
+    let (down, down_there) = stream(&mut pair, Direction::Receiving);
+    pair.client.rpc.handle_link_lost();
+    pair.server.rpc.handle_link_lost();
+    let lost = |id| StreamEvent::Failed(id, StreamError::LinkLost);
+    assert_eq!(pair.client.stream_news(), [lost(up), lost(down)]);
+    assert_eq!(pair.server.stream_news(), [lost(up_there), lost(down_there)]);
+    assert!(pair.client.packets().is_empty() && pair.server.packets().is_empty());
+}
+
+/// A packet of the client's for the stream that its first call began.
+fn packet(kind: u32, status: u32, procedure: u32, body: &[u8]) -> Vec<u8> {
+    let header = Header { program: 0x2000_8086, version: 1, procedure, kind, serial: 1, status };
+    [&header.encode(body.len() as u32)[..], body].concat()
+}
+
+#[test]
+fn what_libvirt_closes_the_link_for_closes_it_here() {
+    let hole = |length: i64, flags: u32| [&length.to_be_bytes()[..], &flags.to_be_bytes()].concat();
+    let mut pair = Pair::new(usize::MAX);
+    stream(&mut pair, Direction::Sending);
+    let short = packet(6, 2, UPLOAD, &[0; 8]);
+    assert_eq!(pair.server.hear(&short, usize::MAX), Err(LinkError::HoleLength(8)));
+
+    let mut pair = Pair::new(usize::MAX);
+    let call = pair.client.rpc.call(pair.now, remote(UPLOAD), b"", MINUTE).unwrap();
+    pair.settle();
+    let incoming = pair.call();
+    let plain = StreamOptions::new(Direction::Receiving);
+    pair.server.rpc.answer_with_stream(incoming.id, b"", plain).unwrap();
+    assert_eq!(pair.server.hear(&packet(6, 2, UPLOAD, &hole(5, 0)), usize::MAX), Err(LinkError::HoleUnasked));
+    let _ = call;
+}
+
+#[test]
+fn a_stream_that_is_misused_fails_and_its_link_lives() {
+    let hole = |length: i64, flags: u32| [&length.to_be_bytes()[..], &flags.to_be_bytes()].concat();
+    for wrong in [
+        packet(6, 2, UPLOAD, &hole(-1, 0)),
+        packet(6, 2, UPLOAD, &hole(1, 1)),
+        packet(3, 9, UPLOAD, b"x"),
+        packet(3, 0xffff_ffff, UPLOAD, b""),
+    ] {
+        let mut pair = Pair::new(1);
+        let (client, server) = stream(&mut pair, Direction::Sending);
+        pair.up(&wrong);
+        let news = pair.server.stream_news();
+        assert!(
+            matches!(&news[..], [StreamEvent::Failed(id, StreamError::Misbehaved(_))] if *id == server),
+            "{news:?}"
+        );
+        pair.settle();
+        assert!(matches!(&pair.client.stream_news()[..], [StreamEvent::Failed(id, _)] if *id == client));
+        assert_eq!(pair.server.rpc.stream_count(), 0);
+        stream(&mut pair, Direction::Receiving);
+    }
+}
+
+#[test]
+fn packets_of_no_stream_are_answered_by_nothing() {
+    let mut pair = Pair::new(1);
+    for kind in [3, 6] {
+        for status in [0, 1, 2, 9] {
+            pair.up(&packet(kind, status, UPLOAD, &[0; 40]));
+            pair.down(&packet(kind, status, UPLOAD, &[0; 40]));
+        }
+    }
+    assert!(pair.client.packets().is_empty() && pair.server.packets().is_empty());
+    assert!(pair.client.stream_news().is_empty() && pair.server.stream_news().is_empty());
+}
