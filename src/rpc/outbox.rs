@@ -69,7 +69,7 @@ mod tests {
                 expected.extend([&header.encode(len)[..], &payload].concat());
             }
             assert_eq!(outbox.len(), expected.len());
-            let (mut got, mut out) = (Vec::new(), vec![0; room]);
+            let (mut got, mut out) = (Vec::<u8>::new(), vec![0; room]);
             loop {
                 assert_eq!(outbox.is_between_packets(), [0, 28, 57, 185, 246].contains(&got.len()));
                 match outbox.poll(&mut out) {

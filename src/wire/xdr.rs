@@ -112,7 +112,7 @@ pub(super) use body;
 /// What a body is unpacked from: a slice that notes its first fault and reads as zeroes from there on.
 ///
 /// So a bad body costs no error of xdr-codec's, which takes a backtrace, megabytes of it the first time, wherever
-/// `RUST_BACKTRACE` is set; [`decode_whole`] looks for the fault. After one, lists and strings are empty: there is no end
+/// `RUST_BACKTRACE` is set; whoever made it looks for the fault. After one, lists and strings are empty: there is no end
 /// to run after.
 ///
 /// Types of programs of your own implement xdr-codec's `Unpack<Reader<'_>>` and read strings, bytes and lists by the methods
