@@ -41,7 +41,7 @@ fn stream(pair: &mut Pair, direction: Direction) -> (LegacyId, LegacyId) {
 }
 
 fn bytes(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n * 31 >> 3) as u8).collect()
+    (0..len).map(|n| ((n * 31) >> 3) as u8).collect()
 }
 
 #[test]
