@@ -56,6 +56,26 @@ fn a_stream_has_one_name_from_its_opening_to_its_end_and_is_reset_by_it() {
 }
 
 #[test]
+fn a_reset_behind_the_end_of_the_session_changes_nothing() {
+    let mut tunnel = Tunnel::new();
+    let (handler, told) = Custom::new();
+    let stream = tunnel.ask("disk", handler.boxed());
+    let mut server = tunnel.accepted();
+    let id = tunnel.near.opened(tunnel.near_key);
+    std::io::Write::write_all(&mut server, b"hello").unwrap();
+    // Through another stream, so it has come.
+    let carried = tunnel.carry();
+    std::io::Write::write_all(&mut &carried.server, b"x").unwrap();
+    std::io::Read::read_exact(&mut &carried.client, &mut [0]).unwrap();
+    tunnel.near.handle.shutdown("bye");
+    tunnel.near.handle.reset(tunnel.near_key, stream, RemoteError::new(1, 0, "by hand"));
+    let (cause, stats) = tunnel.near.ended(tunnel.near_key, id);
+    assert!(matches!(cause, Err(StreamError::Session(SessionError::Shutdown(_)))), "{cause:?}");
+    assert_eq!(stats.received, 5);
+    assert_eq!(all_told(&told).len(), 3);
+}
+
+#[test]
 fn one_listener_is_closed_and_the_others_go_on() {
     let mut tunnel = Tunnel::new();
     let (first, second) = (listener(), listener());

@@ -179,6 +179,21 @@ fn one_whose_consumer_takes_too_little_is_aborted_alone() {
     }
 }
 
+/// Each of them must be remembered.
+#[test]
+fn holes_that_nobody_takes_are_counted() {
+    let mut pair = Pair::new(usize::MAX);
+    pair.server.consumes = false;
+    let (client, server) = stream(&mut pair, Direction::Sending);
+    for _ in 0..10_000 / 16 + 2 {
+        assert!(pair.client.rpc.stream(client).unwrap().send_hole(1 << 30));
+    }
+    let sent = pair.client.packets();
+    pair.up(&sent);
+    assert_eq!(pair.server.stream_news(), [StreamEvent::Failed(server, StreamError::Overrun { limit: 10_000 })]);
+    assert_eq!(pair.server.came[&server].len(), 10_000 / 16 + 1);
+}
+
 #[test]
 fn an_upload_that_nobody_takes_is_failed_with_words() {
     let mut pair = Pair::new(1000);

@@ -176,11 +176,22 @@ fn an_open_that_crossed_the_peers_close_is_no_lost_link() {
         let unsaid = probe.session.open(probe.now, open("vdb")).unwrap();
         probe.hear(&Packet::close(close::DONE, 0, ""));
         probe.news();
-        probe.session.handle_link_lost("the peer closed the connection");
+        probe.session.handle_link_ended("the peer closed the connection");
         let news = probe.news();
         let failed = |n: usize, id: u32| matches!(&news[n], Event::Failed { id: which, error: StreamError::Closing, .. } if which.number() == id);
         assert!(failed(0, id) && failed(1, unsaid.number()), "{news:?}");
         assert_eq!(news[2..], [Event::Closed(Ok(()))]);
+    }
+}
+
+#[test]
+fn a_link_that_breaks_is_lost_whatever_was_said() {
+    for side in SIDES {
+        let mut probe = Probe::established(side, small());
+        probe.ask(open("vda"));
+        probe.hear(&Packet::close(close::DONE, 0, ""));
+        probe.session.handle_link_lost("cut");
+        assert_eq!(probe.news().pop(), Some(Event::Closed(Err(SessionError::LinkLost("cut".into())))));
     }
 }
 
@@ -191,7 +202,7 @@ fn a_link_that_ends_under_a_stream_is_lost_even_behind_close() {
         probe.opened();
         probe.ask(open("vda"));
         probe.hear(&Packet::close(close::DONE, 0, ""));
-        probe.session.handle_link_lost("cut");
+        probe.session.handle_link_ended("cut");
         assert_eq!(probe.news().pop(), Some(Event::Closed(Err(SessionError::LinkLost("cut".into())))));
     }
 }

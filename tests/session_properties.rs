@@ -167,7 +167,7 @@ fn link_ends(pair: &mut Pair) {
                 |flow: &Flow| flow.ending.is_some() || (end.other().opened(flow.id.number()) && !flow.open);
             assert!(pair.at(end.other()).flows.values().all(unanswered));
             assert!(pair.at(end.other()).session.stream_count() > 0);
-            pair.lose_link();
+            pair.end_link(end.other());
         }
     }
 }

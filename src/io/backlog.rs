@@ -15,15 +15,34 @@ pub(super) struct Backlog {
     /// Bytes of the first chunk that were taken already.
     taken: usize,
     len: usize,
+    /// Zeroes that came as holes: how many bytes stand between each and what is before it, and its length.
+    holes: VecDeque<(usize, u64)>,
+    /// Bytes behind the last hole.
+    behind: usize,
 }
 
 impl Backlog {
     pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len == 0 && self.holes.is_empty()
+    }
+
+    /// A hole, behind what came before.
+    pub(super) fn push_hole(&mut self, length: u64) {
+        self.holes.push_back((std::mem::take(&mut self.behind), length));
+    }
+
+    /// The hole that stands at the front.
+    pub(super) fn front_hole(&self) -> Option<u64> {
+        self.holes.front().filter(|(before, _)| *before == 0).map(|(_, length)| *length)
+    }
+
+    pub(super) fn pop_hole(&mut self) {
+        self.holes.pop_front();
     }
 
     pub(super) fn push(&mut self, mut bytes: &[u8]) {
         self.len += bytes.len();
+        self.behind += bytes.len();
         while !bytes.is_empty() {
             let last = match self.chunks.back_mut() {
                 Some(last) if last.len() < CHUNK => last,
@@ -43,12 +62,19 @@ impl Backlog {
         }
     }
 
-    /// The bytes from the front, as far as `slices` reaches; gives how many slices were set.
+    /// The bytes from the front, up to a hole and as far as `slices` reaches; gives how many slices were set.
     pub(super) fn front<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut room = self.holes.front().map_or(self.len, |(before, _)| *before);
         let mut skip = self.taken;
         let mut set = 0;
         for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
-            *slice = IoSlice::new(&chunk[skip..]);
+            let bytes = &chunk[skip..];
+            let bytes = &bytes[..bytes.len().min(room)];
+            if bytes.is_empty() {
+                break;
+            }
+            *slice = IoSlice::new(bytes);
+            room -= bytes.len();
             skip = 0;
             set += 1;
         }
@@ -57,6 +83,10 @@ impl Backlog {
 
     pub(super) fn advance(&mut self, bytes: usize) {
         self.len -= bytes;
+        match self.holes.front_mut() {
+            Some((before, _)) => *before -= bytes,
+            None => self.behind -= bytes,
+        }
         self.taken += bytes;
         while let Some(first) = self.chunks.front() {
             if self.taken < first.len() {
@@ -95,6 +125,35 @@ mod tests {
                 bytes.chunks(piece).for_each(|piece| backlog.push(piece));
                 assert_eq!(drain(&mut backlog, step), bytes, "pieces of {piece}, steps of {step}");
             }
+        }
+    }
+
+    #[test]
+    fn holes_keep_their_place_among_the_bytes() {
+        for step in [1, 3, CHUNK, 1 << 20] {
+            let mut backlog = Backlog::default();
+            backlog.push_hole(7);
+            backlog.push(&[1; 20_000]);
+            backlog.push_hole(8);
+            backlog.push_hole(9);
+            backlog.push(&[2; 5]);
+            let mut seen = Vec::new();
+            while !backlog.is_empty() {
+                if let Some(length) = backlog.front_hole() {
+                    backlog.pop_hole();
+                    seen.push((true, length));
+                    continue;
+                }
+                let mut slices = [IoSlice::new(&[]); 4];
+                let set = backlog.front(&mut slices);
+                let taken = slices[..set].iter().map(|slice| slice.len()).sum::<usize>().min(step);
+                backlog.advance(taken);
+                match seen.last_mut() {
+                    Some((false, bytes)) => *bytes += taken as u64,
+                    _ => seen.push((false, taken as u64)),
+                }
+            }
+            assert_eq!(seen, [(true, 7), (false, 20_000), (true, 8), (true, 9), (false, 5)], "steps of {step}");
         }
     }
 

@@ -9,6 +9,7 @@ use super::handle::{SessionKey, StreamKey};
 use super::handler::Handler;
 use super::report::Report;
 use crate::proto::{OpenError, StreamError};
+use crate::rpc::HOLE_COST;
 
 /// Slices of the backlog that one write takes.
 const SLICES: usize = 64;
@@ -48,6 +49,8 @@ pub(super) struct Channel {
     finish_due: bool,
     /// Nobody takes bytes here any more.
     stopped: bool,
+    /// The handler was told of the peer's finish, behind its last byte.
+    finished: bool,
 }
 
 impl Channel {
@@ -63,6 +66,7 @@ impl Channel {
             backlog: Backlog::default(),
             finish_due: false,
             stopped: false,
+            finished: false,
         }
     }
 
@@ -81,11 +85,24 @@ impl Channel {
         Ok(taken as u64)
     }
 
-    /// The handler may take bytes again. Gives how many were delivered.
+    /// Takes a hole of the peer's. Gives what it counts as delivered.
+    pub(super) fn deliver_hole(&mut self, length: u64) -> io::Result<u64> {
+        self.backlog.push_hole(length);
+        if self.can_write { self.flush() } else { Ok(0) }
+    }
+
+    /// The handler may take bytes again. Gives how many were delivered, each hole as [`HOLE_COST`].
     pub(super) fn flush(&mut self) -> io::Result<u64> {
         self.can_write = true;
         let mut delivered = 0;
         while !self.backlog.is_empty() && self.can_write {
+            if let Some(length) = self.backlog.front_hole() {
+                if again(self.handler.write_hole(length), &mut self.can_write)?.is_some() {
+                    self.backlog.pop_hole();
+                    delivered += HOLE_COST;
+                }
+                continue;
+            }
             let mut slices = [IoSlice::new(&[]); SLICES];
             let set = self.backlog.front(&mut slices);
             let taken = write(&mut *self.handler, &mut self.can_write, &slices[..set])?;
@@ -104,7 +121,12 @@ impl Channel {
 
     /// Whether bytes of the peer's are still wanted, or held.
     pub(super) fn is_receiving(&self) -> bool {
-        !self.stopped && (self.finish_due || self.is_open)
+        !self.stopped
+    }
+
+    /// Whether the handler has taken all that the peer sent, and its end.
+    pub(super) fn has_finished(&self) -> bool {
+        self.finished
     }
 
     /// Drops what is held; nothing more is taken.
@@ -119,6 +141,7 @@ impl Channel {
             self.finish_due = false;
             self.stopped = true;
             self.handler.finish()?;
+            self.finished = true;
         }
         Ok(())
     }
@@ -126,18 +149,24 @@ impl Channel {
 
 /// One write, with "not now" remembered instead of returned.
 fn write(handler: &mut dyn Handler, can_write: &mut bool, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-    match handler.write(bufs) {
+    match again(handler.write(bufs), can_write)? {
         // A handler that takes nothing without saying why would be asked for ever.
-        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-        Ok(taken) if taken > bufs.iter().map(|buf| buf.len()).sum() => {
+        Some(0) => Err(io::ErrorKind::WriteZero.into()),
+        Some(taken) if taken > bufs.iter().map(|buf| buf.len()).sum() => {
             Err(io::Error::other("its handler claims to have taken more than it was given"))
         }
-        Ok(taken) => Ok(taken),
+        taken => Ok(taken.unwrap_or(0)),
+    }
+}
+
+/// `None` for what is to be tried again: at once, or when the handler can write.
+fn again<T>(result: io::Result<T>, can_write: &mut bool) -> io::Result<Option<T>> {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             *can_write = false;
-            Ok(0)
+            Ok(None)
         }
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-        Err(error) => Err(error),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+        result => result.map(Some),
     }
 }

@@ -18,7 +18,8 @@ use super::relay::Relay;
 use super::report::Report;
 use super::socket::Socket;
 use super::tokens::{Place, Tokens};
-use crate::proto::{OpenError, Session, SessionError, Side};
+use crate::proto::{OpenError, SessionError, Side};
+use crate::rpc::CallError;
 use crate::wire::Open;
 
 /// Connections taken from one listener before others have their turn.
@@ -181,6 +182,9 @@ impl Dispatcher {
                 Some(Place::Stream(key, id)) => {
                     self.with(key, now, |peer, cx| peer.on_stream_event(cx, id, event));
                 }
+                Some(Place::Legacy(key, id)) => {
+                    self.with(key, now, |peer, cx| peer.on_legacy(cx, id, Some(event)));
+                }
                 Some(Place::Listener(key)) => {
                     if let Some(listening) = self.listeners.get_mut(&key) {
                         listening.pending = true;
@@ -285,11 +289,26 @@ impl Dispatcher {
             Command::Reset { session, key, error } => {
                 self.with(session, now, |peer, cx| peer.reset(cx, key, error));
             }
-            Command::Wake { session, id, waking } => {
-                // Before the handler is asked: a call from then on is another one.
-                waking.store(false, Ordering::Release);
-                self.with(session, now, |peer, cx| peer.on_wake(cx, id));
+            Command::Wake { place, waking } => {
+                // Before the handler is asked: a call from then on is another one. What made the waker wake must be seen by the
+                // handler, so this reads, too.
+                waking.swap(false, Ordering::AcqRel);
+                match place {
+                    Place::Stream(session, id) => self.with(session, now, |peer, cx| peer.on_wake(cx, id)),
+                    Place::Legacy(session, id) => self.with(session, now, |peer, cx| peer.on_legacy(cx, id, None)),
+                    Place::Waker | Place::Listener(_) | Place::Link(_) => {}
+                }
             }
+            Command::Answer { session, call, answer } => {
+                self.with(session, now, |peer, cx| peer.answer(cx, call, answer));
+            }
+            Command::Message { session, procedure, body } => {
+                self.with(session, now, |peer, _| peer.message(procedure, &body));
+            }
+            Command::Call { session, call } if self.peers.contains_key(&session) => {
+                self.with(session, now, |peer, cx| peer.call(cx.now, call));
+            }
+            Command::Call { call, .. } => (call.on_answer)(Err(CallError::LinkLost)),
             Command::Close { session } => self.with(session, now, |peer, _| peer.close()),
             Command::Drain => self.end_all(now, Peer::close),
             Command::Shutdown { reason } => self.end_all(now, |peer| peer.shutdown(&reason)),
@@ -321,11 +340,7 @@ impl Dispatcher {
                 return;
             }
         };
-        let session = match side {
-            Side::Connecting => Session::connect(options.config.clone(), now),
-            Side::Accepting => Session::accept(options.config.clone(), now),
-        };
-        let peer = Peer::new(key, session, link, options);
+        let peer = Peer::new(key, side, link, options, now);
         self.peers.insert(key, Held { peer, is_ready: false, timer: None });
         self.wants_turn(key);
     }

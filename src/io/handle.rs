@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::call::{Answer, OnAnswer, Procedures};
 use super::channel::Opened;
 use super::handler::{Handler, NoTargets, Targets};
 use super::listener::Listener;
 use super::socket::Socket;
-use crate::proto::{Config, Side, StreamId};
+use super::tokens::Place;
+use crate::proto::{Config, Side};
+use crate::rpc::{CallError, IncomingId, ProcedureId, StreamOptions};
 use crate::wire::{Open, RemoteError};
 
 /// The name of a session within its dispatcher; never used twice.
@@ -38,13 +41,24 @@ pub struct SessionOptions {
     pub config: Config,
     /// What the peer may open.
     pub targets: Arc<dyn Targets>,
+    /// What a client of libvirt's RPC can call here, where we are the accepting side. A daemon whose clients need not know
+    /// BiStream sets `config.hello_timeout` to `None`.
+    pub programs: Arc<Procedures>,
+    /// A connecting side whose peer does not know BiStream keeps the link for calls, until `close`.
+    pub keep_legacy: bool,
     /// How long a target that is not ready is tried again before the peer is refused; at most a hundred years.
     pub dial_timeout: Duration,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { config: Config::default(), targets: Arc::new(NoTargets), dial_timeout: Duration::from_secs(10) }
+        Self {
+            config: Config::default(),
+            targets: Arc::new(NoTargets),
+            programs: Arc::default(),
+            keep_legacy: false,
+            dial_timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -82,10 +96,22 @@ pub(super) enum Command {
     StopListening { key: ListenerKey },
     Open { session: SessionKey, open: Open, opened: Opened },
     Reset { session: SessionKey, key: StreamKey, error: RemoteError },
-    Wake { session: SessionKey, id: StreamId, waking: Arc<AtomicBool> },
+    Wake { place: Place, waking: Arc<AtomicBool> },
+    Answer { session: SessionKey, call: IncomingId, answer: Answer },
+    Message { session: SessionKey, procedure: ProcedureId, body: Vec<u8> },
+    Call { session: SessionKey, call: OutgoingCall },
     Close { session: SessionKey },
     Drain,
     Shutdown { reason: String },
+}
+
+/// A call of a client of ours.
+pub(super) struct OutgoingCall {
+    pub(super) procedure: ProcedureId,
+    pub(super) arguments: Vec<u8>,
+    pub(super) timeout: Duration,
+    pub(super) stream: Option<(StreamOptions, Box<dyn Handler>)>,
+    pub(super) on_answer: OnAnswer,
 }
 
 impl fmt::Debug for Command {
@@ -95,7 +121,8 @@ impl fmt::Debug for Command {
 }
 
 impl Handle {
-    /// Holds a session on a connected socket, as the side given. `Report::SessionEnded` is the last that is said of it.
+    /// Holds a session on a connected socket, as the side given. `Report::SessionEnded` tells its end, unless the dispatcher
+    /// is over before it hears of it.
     pub fn attach(&self, socket: Socket, side: Side, options: SessionOptions) -> SessionKey {
         let key = SessionKey(self.next_key());
         self.send(Command::Attach { key, socket, side, options });
@@ -139,6 +166,40 @@ impl Handle {
     /// Ends both directions of a stream at once; the peer is told this error.
     pub fn reset(&self, session: SessionKey, stream: StreamKey, error: RemoteError) {
         self.send(Command::Reset { session, key: stream, error });
+    }
+
+    /// Calls the daemon at the other end of a session's link, in libvirt's RPC, whether it knows BiStream or not. `on_answer` is
+    /// called on the dispatcher's thread, at the latest after `timeout`.
+    pub fn call(
+        &self,
+        session: SessionKey,
+        procedure: ProcedureId,
+        arguments: Vec<u8>,
+        timeout: Duration,
+        on_answer: impl FnOnce(Result<Vec<u8>, CallError>) + Send + 'static,
+    ) {
+        let call = OutgoingCall { procedure, arguments, timeout, stream: None, on_answer: Box::new(on_answer) };
+        self.send(Command::Call { session, call });
+    }
+
+    /// The same, and when it is answered well, a legacy stream begins that is connected to `handler`.
+    pub fn call_with_stream(
+        &self,
+        session: SessionKey,
+        procedure: ProcedureId,
+        arguments: Vec<u8>,
+        timeout: Duration,
+        (options, handler): (StreamOptions, Box<dyn Handler>),
+        on_answer: impl FnOnce(Result<Vec<u8>, CallError>) + Send + 'static,
+    ) {
+        let (stream, on_answer) = (Some((options, handler)), Box::new(on_answer));
+        let call = OutgoingCall { procedure, arguments, timeout, stream, on_answer };
+        self.send(Command::Call { session, call });
+    }
+
+    /// Tells the client at the other end of a session's link of an event. Dropped, and logged, while it does not read.
+    pub fn message(&self, session: SessionKey, procedure: ProcedureId, body: Vec<u8>) {
+        self.send(Command::Message { session, procedure, body });
     }
 
     /// Lets the session's streams finish, takes no new ones, then ends it.

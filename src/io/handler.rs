@@ -7,7 +7,8 @@ use mio::event::Event;
 use mio::{Registry, Token};
 
 use super::handle::{Command, Handle, SessionKey};
-use crate::proto::{StreamError, StreamId};
+use super::tokens::Place;
+use crate::proto::StreamError;
 use crate::wire::{Extension, RemoteError};
 
 /// What a stream is connected to: one handler for each stream, called on the dispatcher's thread only.
@@ -50,6 +51,23 @@ pub trait Handler: Send {
     /// Both directions ended at once, for the cause given; or the stream never stood. `detach` came before.
     fn reset(&mut self, cause: &StreamError);
 
+    /// Takes so many zeroes of the peer's, in their place, all or none. Asked on legacy streams that are sparse alone.
+    ///
+    /// # Errors
+    /// As of `write`.
+    fn write_hole(&mut self, _length: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// So many zeroes that come next, if they do; `read` goes on behind them. Asked before `read`, on legacy streams that are
+    /// sparse alone.
+    ///
+    /// # Errors
+    /// As of `read`.
+    fn read_hole(&mut self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Whether an event of a source tells that bytes of the peer's are taken no more, though none waits to be written: the
     /// same as `BrokenPipe` from `write`, only sooner. Not when only a source of our own bytes has ended.
     fn is_broken(&self, _event: &Event) -> bool {
@@ -85,19 +103,22 @@ impl Attachment<'_> {
 /// Has a stream's handler asked again, from any thread.
 #[derive(Clone, Debug)]
 pub struct Waker {
-    pub(super) handle: Handle,
-    pub(super) session: SessionKey,
-    pub(super) id: StreamId,
+    handle: Handle,
+    place: Place,
     /// A call is under way: it stands for all that come until it is carried out.
-    pub(super) waking: Arc<AtomicBool>,
+    waking: Arc<AtomicBool>,
 }
 
 impl Waker {
+    pub(super) fn new(handle: &Handle, place: Place) -> Self {
+        Self { handle: handle.clone(), place, waking: Arc::default() }
+    }
+
     /// The handler may have bytes to read, or take bytes again.
     pub fn wake(&self) {
         if !self.waking.swap(true, Ordering::AcqRel) {
             let waking = Arc::clone(&self.waking);
-            self.handle.send(Command::Wake { session: self.session, id: self.id, waking });
+            self.handle.send(Command::Wake { place: self.place, waking });
         }
     }
 }

@@ -2,11 +2,12 @@
 
 mod address;
 mod backlog;
+mod call;
 mod channel;
 mod dispatcher;
-mod foreign;
 mod handle;
 mod handler;
+mod legacy;
 mod link;
 mod listener;
 mod peer;
@@ -17,6 +18,7 @@ mod socket;
 mod tokens;
 
 pub use address::{Address, AddressError, UNIX_PATH_MAX};
+pub use call::{Call, OnAnswer, Procedure, Procedures};
 pub use dispatcher::Dispatcher;
 pub use handle::{Handle, ListenerKey, SessionKey, SessionOptions, StreamKey};
 pub use handler::{Attachment, Decision, Handler, NoTargets, Request, Targets, Waker};

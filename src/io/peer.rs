@@ -3,20 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Registry;
 
+use super::call::Answer;
 use super::channel::{Channel, Opened};
-use super::foreign::Foreign;
-use super::handle::{Handle, SessionKey, SessionOptions, StreamKey};
+use super::handle::{Handle, OutgoingCall, SessionKey, SessionOptions, StreamKey};
 use super::handler::{Attachment, Decision, Request, Waker};
+use super::legacy::Legacy;
 use super::link::{Link, Received};
 use super::pool::Pool;
 use super::report::Report;
 use super::tokens::{Place, Tokens};
-use crate::proto::{CONTROL_MAX, Event, Grant, LONGEST, Session, SessionError, StreamError, StreamId, StreamStats};
+use crate::proto::{
+    CONTROL_MAX, Event, Grant, LONGEST, Session, SessionError, Side, StreamError, StreamId, StreamStats,
+};
+use crate::rpc::{IncomingId, LegacyId, LinkError, ProcedureId};
 use crate::wire::{Decoder, HEADER_LEN, Open, PACKET_MAX, Piece, RemoteError, codes, domains};
 
 /// Bytes read from a link, or written to it, before others have their turn.
@@ -24,6 +27,12 @@ const TURN: usize = 1 << 20;
 
 /// Room worth reading a source into, beside the header.
 const LEAST_ROOM: usize = 4096;
+
+/// Bytes of legacy packets before data of streams has its turn.
+const LEGACY_TURN: usize = 64 * 1024;
+
+/// A target that wants to be asked again at once is asked then.
+const SHORTEST_RETRY: Duration = Duration::from_millis(1);
 
 /// How long a link outlives its session, so that the peer gets our last packet before the socket is closed.
 const LINGER: Duration = Duration::from_secs(2);
@@ -58,13 +67,19 @@ pub(super) struct Peer {
     decoder: Decoder,
     /// The packet whose payload arrives is the session's.
     ours: bool,
-    foreign: Foreign,
+    legacy: Legacy,
+    /// A legacy stream sends next, if one can.
+    legacy_next: bool,
     channels: BTreeMap<StreamId, Channel>,
     dialling: Vec<Dialling>,
     options: SessionOptions,
     phase: Phase,
     /// The peer's side of the link has ended.
     peer_ended: bool,
+    /// HELLO stood once.
+    stood: bool,
+    /// The session ended with a cause: CLOSE is the last packet.
+    failed: bool,
 }
 
 /// A target that was not ready.
@@ -92,19 +107,26 @@ fn later(now: Instant, wait: Duration) -> Instant {
 }
 
 impl Peer {
-    pub(super) fn new(key: SessionKey, session: Session, link: Link, options: SessionOptions) -> Self {
+    pub(super) fn new(key: SessionKey, side: Side, link: Link, options: SessionOptions, now: Instant) -> Self {
+        let session = match side {
+            Side::Connecting => Session::connect(options.config.clone(), now),
+            Side::Accepting => Session::accept(options.config.clone(), now),
+        };
         Self {
             key,
             session,
             link,
             decoder: Decoder::new(PACKET_MAX),
             ours: false,
-            foreign: Foreign::default(),
+            legacy: Legacy::new(key, side, &options),
+            legacy_next: false,
             channels: BTreeMap::new(),
             dialling: Vec::new(),
             options,
             phase: Phase::Running,
             peer_ended: false,
+            stood: false,
+            failed: false,
         }
     }
 
@@ -119,11 +141,9 @@ impl Peer {
             Phase::Flushing(deadline) | Phase::Lingering(deadline) => Some(deadline),
             Phase::Running | Phase::Gone => None,
         };
-        let session = match self.foreign.full_since() {
-            Some(since) => Some(self.unread_limit(since)),
-            None => self.session.poll_timeout(),
-        };
-        session.into_iter().chain(dialling).chain(linger).min()
+        let unread = self.legacy.full_since().map(|since| self.unread_limit(since));
+        let legacy = self.legacy.deadline().into_iter().chain(unread);
+        self.session.poll_timeout().into_iter().chain(legacy).chain(dialling).chain(linger).min()
     }
 
     /// How long a peer may leave legacy answers unread, where they keep the link from being read.
@@ -149,6 +169,26 @@ impl Peer {
         self.on_ready(cx, id, true);
     }
 
+    /// The same of a legacy stream's handler, by an event or because it asks.
+    pub(super) fn on_legacy(&mut self, cx: &mut Context<'_>, id: LegacyId, event: Option<&mio::event::Event>) {
+        self.legacy.on_ready(cx, self.link.peer(), id, event);
+    }
+
+    /// A daemon of ours answers a call.
+    pub(super) fn answer(&mut self, cx: &mut Context<'_>, call: IncomingId, answer: Answer) {
+        self.legacy.answer(cx, call, answer);
+    }
+
+    /// A daemon of ours tells its client of an event.
+    pub(super) fn message(&mut self, procedure: ProcedureId, body: &[u8]) {
+        self.legacy.message(procedure, body);
+    }
+
+    /// A client of ours calls.
+    pub(super) fn call(&mut self, now: Instant, call: OutgoingCall) {
+        self.legacy.call(now, call);
+    }
+
     fn on_ready(&mut self, cx: &mut Context<'_>, id: StreamId, writable: bool) {
         if let Some(stream) = self.session.stream(id) {
             stream.ready();
@@ -163,6 +203,7 @@ impl Peer {
     pub(super) fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
         let received = self.receive(cx);
         self.on_time(cx.now);
+        self.legacy.on_time(cx, self.link.peer());
         self.on_events(cx);
         self.dial_again(cx);
         let sent = self.transmit(cx);
@@ -170,22 +211,22 @@ impl Peer {
         self.end_if_finished(cx.now);
         match self.phase {
             Phase::Gone => Turn::Gone,
-            _ if sent || received && self.foreign.full_since().is_none() => Turn::Again,
+            _ if sent || received && self.legacy.full_since().is_none() => Turn::Again,
             _ => Turn::Wait,
         }
     }
 
     fn on_time(&mut self, now: Instant) {
-        match self.foreign.full_since() {
-            // What the peer sent meanwhile was not read: it cannot be called silent.
-            Some(since) if self.unread_limit(since) <= now => {
+        if let Some(since) = self.legacy.full_since() {
+            if self.unread_limit(since) <= now {
                 self.on_link_end("a legacy client calls on without reading the answers");
+                return;
             }
-            Some(_) => {}
-            None if self.session.poll_timeout().is_some_and(|deadline| deadline <= now) => {
-                self.session.handle_timeout(now);
-            }
-            None => {}
+            // What the peer sends is not read, so it cannot be called silent.
+            self.session.handle_heard(now);
+        }
+        if self.session.poll_timeout().is_some_and(|deadline| deadline <= now) {
+            self.session.handle_timeout(now);
         }
     }
 
@@ -223,7 +264,7 @@ impl Peer {
     /// True when it stopped at its budget.
     fn receive(&mut self, cx: &mut Context<'_>) -> bool {
         let mut budget = TURN;
-        while budget > 0 && self.foreign.full_since().is_none() {
+        while budget > 0 && self.legacy.full_since().is_none() {
             // Taken out for the call: what is read is borrowed from it while the context is lent on.
             let scratch = std::mem::take(&mut cx.scratch);
             let received = self.link.read(scratch);
@@ -261,12 +302,21 @@ impl Peer {
     fn on_peer_end(&mut self, cx: &mut Context<'_>, reason: &str) {
         self.peer_ended = true;
         self.transmit(cx);
-        if !self.session.is_closed() {
-            self.session.handle_link_lost(reason);
+        match self.decoder.at_boundary() {
+            // What a session that is closed still owes is sent all the same.
+            _ if self.session.is_closed() => {}
+            true => self.session.handle_link_ended(reason),
+            false => self.session.handle_link_lost(reason),
         }
-        if !self.link.is_writing() && self.session.is_finished() {
+        if self.is_flushed() {
             self.phase = Phase::Gone;
         }
+    }
+
+    /// Whether all is out that was owed.
+    fn is_flushed(&self) -> bool {
+        let legacy = if self.failed { self.legacy.is_between_packets() } else { self.legacy.is_empty() };
+        legacy && self.session.is_finished() && !self.link.is_writing()
     }
 
     fn on_bytes(&mut self, cx: &mut Context<'_>, mut input: &[u8]) {
@@ -293,7 +343,8 @@ impl Peer {
                 if self.ours {
                     self.session.handle_header(cx.now, &header, payload_len)?;
                 } else {
-                    self.foreign.on_header(cx.now, &header);
+                    let taken = self.legacy.on_header(cx, self.link.peer(), &header, payload_len);
+                    self.on_legacy_taken(taken);
                 }
             }
             Piece::Payload { bytes, remaining } if self.ours => {
@@ -304,9 +355,19 @@ impl Peer {
                     self.on_delivered(cx, data.id, delivered);
                 }
             }
-            Piece::Payload { .. } => {}
+            Piece::Payload { bytes, remaining } => {
+                let taken = self.legacy.on_payload(cx, self.link.peer(), bytes, remaining);
+                self.on_legacy_taken(taken);
+            }
         }
         Ok(())
+    }
+
+    /// What libvirt, too, closes a link for.
+    fn on_legacy_taken(&mut self, taken: Result<(), LinkError>) {
+        if let Err(error) = taken {
+            self.on_link_end(&error.to_string());
+        }
     }
 
     /// What came of handing bytes, or the end of them, to a handler.
@@ -342,26 +403,25 @@ impl Peer {
     }
 
     fn reset_stream(&mut self, cx: &mut Context<'_>, id: StreamId, error: RemoteError) {
-        let stats = self.stats(id);
-        if let Some(stream) = self.session.stream(id) {
-            stream.reset(error.clone());
-        }
+        // One that has ended has its cause already, in an event that is still to be taken.
+        let Some(stream) = self.session.stream(id) else { return };
+        let stats = stream.stats();
+        stream.reset(error.clone());
         self.end_channel(cx, id, Err(StreamError::Local(Box::new(error))), stats);
-    }
-
-    fn stats(&mut self, id: StreamId) -> StreamStats {
-        self.session.stream(id).map(|stream| stream.stats()).unwrap_or_default()
     }
 
     fn on_events(&mut self, cx: &mut Context<'_>) {
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Established { version, limits, .. } => {
+                    self.stood = true;
                     (cx.report)(Report::Established { session: self.key, version, limits });
                 }
                 Event::Legacy(error) => {
                     (cx.report)(Report::Legacy { session: self.key, error });
-                    self.session.close();
+                    if !self.options.keep_legacy {
+                        self.session.close();
+                    }
                 }
                 Event::Incoming { id, request } => self.on_incoming(cx, id, request),
                 Event::Accepted(id) => self.attach(cx, id),
@@ -382,9 +442,19 @@ impl Peer {
                 }
                 Event::Over { id, stats } => self.end_channel(cx, id, Ok(()), stats),
                 Event::Draining => (cx.report)(Report::Draining { session: self.key }),
-                Event::Closed(cause) => (cx.report)(Report::SessionEnded { session: self.key, cause }),
+                Event::Closed(cause) => {
+                    self.failed = cause.is_err();
+                    let cause = cause.or_else(|error| if self.is_legacy_end(&error) { Ok(()) } else { Err(error) });
+                    (cx.report)(Report::SessionEnded { session: self.key, cause });
+                }
             }
         }
+    }
+
+    /// A client of libvirt's RPC that never says HELLO goes when it has had its answers, as it always did.
+    fn is_legacy_end(&self, error: &SessionError) -> bool {
+        let has_ended = matches!(error, SessionError::LinkLost(_)) && self.peer_ended && self.decoder.at_boundary();
+        has_ended && self.legacy.is_called && !self.stood
     }
 
     fn on_incoming(&mut self, cx: &mut Context<'_>, id: StreamId, request: Open) {
@@ -415,7 +485,7 @@ impl Peer {
                 self.refuse(cx, id, key, request.target, error);
             }
             Decision::RetryAfter(wait) => {
-                let again = later(cx.now, wait).min(deadline);
+                let again = later(cx.now, wait.max(SHORTEST_RETRY)).min(deadline);
                 self.dialling.push(Dialling { id, key, request, again, deadline });
             }
         }
@@ -438,7 +508,7 @@ impl Peer {
     /// Connects a stream that stands with its handler.
     fn attach(&mut self, cx: &mut Context<'_>, id: StreamId) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
-        let waker = Waker { handle: cx.handle.clone(), session: self.key, id, waking: Arc::default() };
+        let waker = Waker::new(cx.handle, Place::Stream(self.key, id));
         let attached = channel.handler.attach(&Attachment { registry: cx.registry, token: channel.token, waker });
         if let Err(error) = attached {
             self.fail(cx, id, &error);
@@ -494,7 +564,12 @@ impl Peer {
                 Some(buffer)
             };
             match self.link.write(buffer, cx.pool) {
-                Ok(written) => budget = budget.saturating_sub(written),
+                Ok(written) => {
+                    budget = budget.saturating_sub(written);
+                    if written > 0 {
+                        self.legacy.on_progress(cx.now);
+                    }
+                }
                 Err(error) => {
                     self.on_link_end(&error.to_string());
                     return false;
@@ -506,24 +581,40 @@ impl Peer {
 
     /// Encodes what is owed, then what streams have to send, as far as the buffer reaches.
     fn fill(&mut self, cx: &mut Context<'_>, buffer: &mut super::pool::Buffer) {
-        if !self.foreign.is_empty() {
-            let len = self.foreign.poll(cx.now, self.session.program(), buffer.spare());
-            buffer.extend(len);
-        }
         loop {
-            let len = self.session.poll_control(cx.now, buffer.spare());
+            let before = buffer.filled().len();
+            if self.legacy.is_between_packets() {
+                let len = self.session.poll_control(cx.now, buffer.spare());
+                buffer.extend(len);
+            }
+            let budget = if self.failed { 0 } else { LEGACY_TURN };
+            let len = self.legacy.poll_packets(cx.now, buffer.spare(), budget);
             buffer.extend(len);
-            if buffer.spare().len() < CONTROL_MAX.max(HEADER_LEN + LEAST_ROOM) {
+            let is_full = buffer.spare().len() < CONTROL_MAX.max(HEADER_LEN + LEAST_ROOM);
+            if is_full || !self.legacy.is_between_packets() {
                 return;
             }
-            let Some(grant) = self.session.poll_grant() else {
-                if len == 0 {
-                    return;
-                }
-                continue;
-            };
-            self.fill_data(cx, grant, buffer);
+            let sends = !self.session.is_closed() && self.fill_next(cx, buffer);
+            if !sends && buffer.filled().len() == before {
+                return;
+            }
         }
+    }
+
+    /// One packet of data, of BiStream and legacy streams by turns; false when nobody has any.
+    fn fill_next(&mut self, cx: &mut Context<'_>, buffer: &mut super::pool::Buffer) -> bool {
+        let grant = if self.legacy_next { None } else { self.session.poll_grant() };
+        if grant.is_none()
+            && let Some(len) = self.legacy.poll_data(cx, self.link.peer(), buffer.spare())
+        {
+            buffer.extend(len);
+            self.legacy_next = false;
+            return true;
+        }
+        let Some(grant) = grant.or_else(|| self.session.poll_grant()) else { return false };
+        self.fill_data(cx, grant, buffer);
+        self.legacy_next = true;
+        true
     }
 
     fn fill_data(&mut self, cx: &mut Context<'_>, grant: Grant, buffer: &mut super::pool::Buffer) {
@@ -563,7 +654,7 @@ impl Peer {
         }
         match self.phase {
             Phase::Flushing(deadline) | Phase::Lingering(deadline) if deadline <= now => self.phase = Phase::Gone,
-            Phase::Flushing(deadline) if self.session.is_finished() && !self.link.is_writing() => {
+            Phase::Flushing(deadline) if self.is_flushed() => {
                 self.link.shutdown_write();
                 self.phase = if self.peer_ended { Phase::Gone } else { Phase::Lingering(deadline) };
             }
@@ -572,7 +663,8 @@ impl Peer {
     }
 
     /// Takes it apart; its session has ended.
-    pub(super) fn dispose(self, cx: &mut Context<'_>) {
+    pub(super) fn dispose(mut self, cx: &mut Context<'_>) {
+        self.legacy.end(cx);
         cx.tokens.remove(self.link.token);
         self.link.close(cx.registry, cx.pool);
     }

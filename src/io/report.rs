@@ -1,5 +1,6 @@
 use super::handle::{ListenerKey, SessionKey, StreamKey};
 use crate::proto::{SessionError, StreamError, StreamId, StreamStats};
+use crate::rpc::{self, ProcedureId};
 use crate::wire::{Limits, RemoteError};
 
 /// What happened in a dispatcher, for people and programs to know. Nothing needs an answer.
@@ -52,7 +53,8 @@ pub enum Report {
         /// The accepting end's name for what it reaches.
         target: String,
     },
-    /// A stream was asked for, by the peer or by us, and does not come to be.
+    /// A stream was asked for, by the peer or by us, and does not come to be. Of one that the peer takes back while its
+    /// target is dialled nothing is said.
     StreamRefused {
         /// The session.
         session: SessionKey,
@@ -77,6 +79,26 @@ pub enum Report {
         cause: Result<(), StreamError>,
         /// What it did.
         stats: StreamStats,
+    },
+    /// A daemon tells of an event, or whatever else needs no answer.
+    Message {
+        /// The session on whose link it came.
+        session: SessionKey,
+        /// Of which procedure.
+        procedure: ProcedureId,
+        /// Its body.
+        body: Vec<u8>,
+    },
+    /// A legacy stream is over.
+    LegacyStreamEnded {
+        /// The session on whose link it was.
+        session: SessionKey,
+        /// The stream.
+        stream: StreamKey,
+        /// The procedure that began it.
+        procedure: String,
+        /// Its first cause, if it did not end in order.
+        cause: Result<(), rpc::StreamError>,
     },
     /// A listener cannot accept, for want of descriptors say. It is tried again; this is told once until it can.
     AcceptFailed {

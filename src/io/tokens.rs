@@ -6,6 +6,7 @@ use mio::Token;
 
 use super::handle::{ListenerKey, SessionKey};
 use crate::proto::StreamId;
+use crate::rpc::LegacyId;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Place {
@@ -13,6 +14,7 @@ pub(super) enum Place {
     Listener(ListenerKey),
     Link(SessionKey),
     Stream(SessionKey, StreamId),
+    Legacy(SessionKey, LegacyId),
 }
 
 #[derive(Debug, Default)]

@@ -176,8 +176,14 @@ impl Session {
         }
     }
 
-    /// The link ended; `reason` is how, in the words of whoever saw it. Without a CLOSE before, that is a loss.
+    /// The link broke, or was broken off; `reason` is how, in the words of whoever saw it.
     pub fn handle_link_lost(&mut self, reason: &str) {
+        self.owed = Owed::default();
+        self.end(Err(SessionError::LinkLost(reason.to_owned())), None);
+    }
+
+    /// The peer ended the link in order, behind a whole packet: that is a loss, unless it was to be expected.
+    pub fn handle_link_ended(&mut self, reason: &str) {
         self.owed = Owed::default();
         // The peer had no stream left when it ended the link behind its CLOSE 0: our OPENs crossed that.
         let crossed = self.peer_draining

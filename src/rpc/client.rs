@@ -254,9 +254,15 @@ impl Client {
     }
 
     /// Moves packets into the front of `out`; gives how many bytes. Until [`is_between_packets`](Self::is_between_packets)
-    /// nobody else's bytes may follow.
-    pub fn poll_packets(&mut self, out: &mut [u8]) -> usize {
-        self.outbox.poll(out)
+    /// nobody else's bytes may follow. It begins a packet only while it gave less than `budget` bytes, so that what
+    /// else shares the link has its turn: with 0 it only ends the one that is begun.
+    pub fn poll_packets(&mut self, out: &mut [u8], budget: usize) -> usize {
+        self.outbox.poll(out, budget)
+    }
+
+    /// Bytes of packets that wait to be sent.
+    pub fn waiting(&self) -> usize {
+        self.outbox.len()
     }
 
     /// Whether the last packet that `poll_packets` gave was given whole.

@@ -48,6 +48,9 @@ pub enum StreamError {
     /// The peer sent what the stream cannot have.
     #[error("{0}")]
     Misbehaved(String),
+    /// Our own handler of it failed; this is what the peer was told, where it can be told. The dispatcher's.
+    #[error("{0}")]
+    Handler(Box<RemoteError>),
     /// The link ended under it.
     #[error("the link was lost")]
     LinkLost,
@@ -69,10 +72,7 @@ pub enum CallError {
     /// The arguments are longer than a packet can be; nothing was sent.
     #[error("the arguments are too long for a packet")]
     TooLong,
-    /// The answer does not decode.
-    #[error("the answer cannot be read: {0}")]
-    Answer(crate::wire::BodyError),
-    /// The daemon wants an authentication that this client has not.
-    #[error("the daemon wants authentication (types {0:?})")]
-    Authentication(Vec<u32>),
+    /// We are the daemon of this link: it is for the other end to call. The dispatcher's.
+    #[error("a daemon does not call its client")]
+    Accepting,
 }

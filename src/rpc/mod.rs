@@ -18,7 +18,10 @@ mod streams;
 
 pub use client::{CallId, Client, ClientEvent};
 pub use error::{CallError, LinkError, StreamError};
+pub(crate) use procedure::unknown_procedure;
 pub use procedure::{KEEPALIVE, ProcedureId, REMOTE, decode_arguments};
 pub use programs::Programs;
 pub use server::{IncomingCall, IncomingId, Server, ServerEvent};
-pub use streams::{Direction, LegacyId, LegacyStream, STREAM_DATA_MAX, StreamEvent, StreamOptions, StreamPiece};
+pub use streams::{
+    Direction, HOLE_COST, LegacyId, LegacyStream, STREAM_DATA_MAX, StreamEvent, StreamOptions, StreamPiece,
+};

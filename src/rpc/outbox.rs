@@ -31,10 +31,13 @@ impl Outbox {
         self.begun == 0
     }
 
-    /// Moves bytes into the front of `out`; gives how many.
-    pub(super) fn poll(&mut self, out: &mut [u8]) -> usize {
+    /// Moves bytes into the front of `out`; gives how many. A packet is begun while less than `budget` bytes were given.
+    pub(super) fn poll(&mut self, out: &mut [u8], budget: usize) -> usize {
         let mut len = 0;
         while let (Some(packet), Some(room)) = (self.packets.front(), out.get_mut(len..)) {
+            if self.begun == 0 && (len >= budget || room.is_empty()) {
+                break;
+            }
             let rest = packet.get(self.begun..).unwrap_or_default();
             let now = rest.len().min(room.len());
             if let (Some(to), Some(from)) = (room.get_mut(..now), rest.get(..now)) {
@@ -72,7 +75,7 @@ mod tests {
             let (mut got, mut out) = (Vec::<u8>::new(), vec![0; room]);
             loop {
                 assert_eq!(outbox.is_between_packets(), [0, 28, 57, 185, 246].contains(&got.len()));
-                match outbox.poll(&mut out) {
+                match outbox.poll(&mut out, 40) {
                     0 => break,
                     len => got.extend(out.iter().take(len)),
                 }

@@ -15,7 +15,7 @@ const MAX_CALLS: usize = 256;
 const MAX_ARGUMENTS: usize = 64 << 20;
 
 /// Bytes that may wait to be sent, before the link is read no further until some are gone.
-const MAX_WAITING: usize = 1 << 20;
+const MAX_WAITING: usize = 256 << 10;
 
 /// The name of a call that waits for its answer, on its link; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -225,9 +225,15 @@ impl Server {
     }
 
     /// Moves packets into the front of `out`; gives how many bytes. Until [`is_between_packets`](Self::is_between_packets)
-    /// nobody else's bytes may follow.
-    pub fn poll_packets(&mut self, out: &mut [u8]) -> usize {
-        self.outbox.poll(out)
+    /// nobody else's bytes may follow. It begins a packet only while it gave less than `budget` bytes, so that what
+    /// else shares the link has its turn: with 0 it only ends the one that is begun.
+    pub fn poll_packets(&mut self, out: &mut [u8], budget: usize) -> usize {
+        self.outbox.poll(out, budget)
+    }
+
+    /// Bytes of packets that wait to be sent.
+    pub fn waiting(&self) -> usize {
+        self.outbox.len()
     }
 
     /// Whether the last packet that `poll_packets` gave was given whole.

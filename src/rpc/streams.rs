@@ -12,6 +12,9 @@ use crate::wire::{Body, HEADER_LEN, Header, Hole, PacketType, RemoteError, Statu
 /// The most payload that a packet of ours carries: what every libvirt takes.
 pub const STREAM_DATA_MAX: usize = 262_120;
 
+/// What a hole counts against the limit of a stream, in bytes, since it must be remembered where it stands.
+pub const HOLE_COST: u64 = crate::wire::HOLE_CREDIT;
+
 /// Which end of libvirt's RPC we are: it is the client that begins streams, and the daemon that has the last word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -56,7 +59,7 @@ pub struct LegacyId(pub(super) u64);
 pub enum StreamPiece<'a> {
     /// At least one byte.
     Bytes(&'a [u8]),
-    /// So many zero bytes, at least one. They cost no memory, and count against no limit.
+    /// So many zero bytes, at least one. Whatever its length, it counts as [`HOLE_COST`] bytes that wait to be consumed.
     Hole(u64),
 }
 
@@ -232,16 +235,7 @@ impl Streams {
     ) -> Option<(LegacyId, StreamPiece<'a>)> {
         match arriving {
             Arriving::Discard => None,
-            Arriving::Data(id) => {
-                let stream = self.streams.get_mut(id).filter(|stream| stream.state == State::Open)?;
-                if stream.held > stream.options.limit {
-                    let error = StreamError::Overrun { limit: stream.options.limit };
-                    self.fail_here(*id, error, out);
-                    return None;
-                }
-                stream.held += bytes.len() as u64;
-                Some((*id, StreamPiece::Bytes(bytes)))
-            }
+            Arriving::Data(id) => self.hold(*id, bytes.len() as u64, out).then_some((*id, StreamPiece::Bytes(bytes))),
             Arriving::Hole(id, body) => {
                 body.extend_from_slice(bytes);
                 let id = *id;
@@ -258,13 +252,25 @@ impl Streams {
         }
     }
 
+    /// Counts what is given out. False where the stream takes no more: its consumer has left too much waiting.
+    fn hold(&mut self, id: LegacyId, cost: u64, out: &mut Outbox) -> bool {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.state == State::Open) else { return false };
+        let limit = stream.options.limit;
+        if stream.held > limit {
+            self.fail_here(id, StreamError::Overrun { limit }, out);
+            return false;
+        }
+        stream.held += cost;
+        true
+    }
+
     fn on_hole(&mut self, id: LegacyId, body: &[u8], out: &mut Outbox) -> Option<(LegacyId, StreamPiece<'static>)> {
         let hole: Result<Hole, _> = decode_body(body);
         let length =
             hole.ok().filter(|hole| hole.flags == 0 && hole.length <= i64::MAX.cast_unsigned()).map(|hole| hole.length);
         match length {
             Some(0) => None,
-            Some(length) => Some((id, StreamPiece::Hole(length))),
+            Some(length) => self.hold(id, HOLE_COST, out).then_some((id, StreamPiece::Hole(length))),
             None => {
                 self.fail_as_wrong(id, "not the length or the flags of a hole".into(), out);
                 None

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use virbistream::rpc::{
-    Client, ClientEvent, LegacyId, LinkError, ProcedureId, Server, ServerEvent, StreamEvent, StreamPiece,
+    Client, ClientEvent, HOLE_COST, LegacyId, LinkError, ProcedureId, Server, ServerEvent, StreamEvent, StreamPiece,
 };
 use virbistream::wire::{Decoder, PACKET_MAX, Piece};
 
@@ -51,7 +51,7 @@ impl<T, E> End<T, E> {
         match piece {
             StreamPiece::Hole(length) => {
                 came.push(Came::Hole(length));
-                0
+                HOLE_COST
             }
             StreamPiece::Bytes(bytes) => {
                 match came.last_mut() {
@@ -82,7 +82,7 @@ macro_rules! end {
             pub(crate) fn packets(&mut self) -> Vec<u8> {
                 let (mut said, mut room) = (Vec::new(), [0; 777]);
                 loop {
-                    match self.rpc.poll_packets(&mut room) {
+                    match self.rpc.poll_packets(&mut room, 300) {
                         0 => return said,
                         len => said.extend_from_slice(&room[..len]),
                     }

@@ -248,6 +248,12 @@ impl Pair {
         }
     }
 
+    /// The other end has nothing left and closes the link in order.
+    pub(crate) fn end_link(&mut self, end: End) {
+        self.at_mut(end).session.handle_link_ended("closed");
+        self.drain_events(end);
+    }
+
     pub(crate) fn advance(&mut self, time: Duration) {
         self.now += time;
         let now = self.now;
