@@ -94,6 +94,19 @@ fn an_error_is_a_typed_value_and_bodies_may_be_long() {
 }
 
 #[test]
+fn a_reply_answers_the_call_that_it_names_and_no_other() {
+    let mut pair = Pair::new(usize::MAX);
+    pair.client.rpc.call(pair.now, VERSION, b"", MINUTE).unwrap();
+    let reply = Header { program: 0x2000_8086, version: 1, procedure: 4, kind: 1, serial: 1, status: 0 };
+    for other in [Header { procedure: 5, ..reply }, Header { program: 7, ..reply }, Header { serial: 2, ..reply }] {
+        pair.down(&other.encode(0));
+        assert!(pair.client.events.is_empty());
+    }
+    pair.down(&reply.encode(0));
+    assert_eq!(pair.client.events.len(), 1);
+}
+
+#[test]
 fn a_call_has_its_time_and_a_late_answer_is_passed_over() {
     let mut pair = Pair::new(usize::MAX);
     let late = pair.client.rpc.call(pair.now, VERSION, b"", Duration::from_secs(1)).unwrap();

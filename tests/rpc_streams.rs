@@ -213,6 +213,21 @@ fn an_upload_that_nobody_takes_is_failed_with_words() {
 }
 
 #[test]
+fn a_client_has_one_last_word() {
+    let mut pair = Pair::new(1);
+    let (client, server) = stream(&mut pair, Direction::Sending);
+    pair.client.rpc.stream(client).unwrap().finish();
+    assert!(!pair.client.packets().is_empty());
+    pair.client.rpc.stream(client).unwrap().fail(&RemoteError::new(1, 0, ""));
+    pair.client.rpc.stream(client).unwrap().finish();
+    assert!(pair.client.packets().is_empty(), "it has said it");
+    pair.server.rpc.stream(server).unwrap().fail(&RemoteError::new(1, 0, ""));
+    pair.server.packets();
+    pair.server.rpc.stream(server).unwrap().fail(&RemoteError::new(1, 0, ""));
+    assert!(pair.server.packets().is_empty());
+}
+
+#[test]
 fn streams_take_turns() {
     let mut pair = Pair::new(usize::MAX);
     let streams: Vec<_> = (0..3).map(|_| stream(&mut pair, Direction::Sending).0).collect();
