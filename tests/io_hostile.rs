@@ -9,7 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use io_support::*;
-use socket2::SockRef;
 use virbistream::io::{Address, Decision, Handler, NoTargets, Report, Request, SessionOptions, Socket};
 use virbistream::proto::{Config, SessionError, Side, StreamError};
 use virbistream::wire::{
@@ -289,8 +288,7 @@ fn what_a_peer_that_never_reads_can_make_us_hold_is_bounded() {
         _ => virbistream::io::Targets::open(&NoTargets, request),
     });
     let address = far.listen(SessionOptions { targets: Arc::new(targets), ..SessionOptions::default() });
-    let mut peer = Raw::connect(&address);
-    SockRef::from(&peer.stream).set_recv_buffer_size(4096).unwrap();
+    let mut peer = Raw::narrow(&address);
     peer.hello();
     for n in 0..OPEN {
         peer.open(2 * n + 1, "endless", u64::MAX);
@@ -330,8 +328,7 @@ fn a_link_that_takes_nothing_does_not_outlive_its_session() {
     // More than the kernel takes for a peer that does not read: something of it is on its way out for good.
     let source = move || Endless::new(Pattern::new(1), 300_000, reached.clone());
     let (mut far, address) = far_with(source, Config::default());
-    let mut peer = Raw::connect(&address);
-    SockRef::from(&peer.stream).set_recv_buffer_size(4096).unwrap();
+    let mut peer = Raw::narrow(&address);
     let key = far.link_accepted();
     peer.hello();
     peer.open(1, "endless", u64::MAX);
@@ -345,8 +342,7 @@ fn a_link_that_takes_nothing_does_not_outlive_its_session() {
 fn refusals_that_are_never_read_end_the_session() {
     let mut far = Node::start();
     let address = far.listen(SessionOptions::default());
-    let mut peer = Raw::connect(&address);
-    SockRef::from(&peer.stream).set_recv_buffer_size(4096).unwrap();
+    let mut peer = Raw::narrow(&address);
     let key = far.link_accepted();
     peer.hello();
     // Until the kernel holds no more, and 256 of ours; and until the link is closed, soon after.

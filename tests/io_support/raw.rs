@@ -23,6 +23,17 @@ impl Raw {
         Self::from(TcpStream::connect((host.as_str(), *port)).unwrap())
     }
 
+    /// One whose kernel holds little of what it does not read. From the start: a window that shrinks later makes Linux drop
+    /// what comes beyond it, acknowledgements too, and the connection stands still.
+    pub(crate) fn narrow(address: &Address) -> Self {
+        let Address::Tcp { host, port } = address else { panic!("{address} is not TCP") };
+        let address = std::net::SocketAddr::new(host.parse().unwrap(), *port);
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&address.into()).unwrap();
+        Self::from(TcpStream::from(socket))
+    }
+
     pub(crate) fn say(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
