@@ -52,6 +52,7 @@ impl Command {
             Self::Serve(args) if args.session.max_streams == 0 => {
                 Err("with --max-streams 0 no peer could open a stream".into())
             }
+            Self::Serve(args) if args.libvirt.is_some() => args.check_libvirt().and_then(|()| args.session.check()),
             Self::Serve(ServeArgs { session, .. }) | Self::Forward(ForwardArgs { session, .. }) => session.check(),
             Self::Demo(_) => Ok(()),
         }
@@ -65,8 +66,12 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ADDRESS", required = true)]
     pub(crate) listen: Vec<Address>,
     /// A socket that peers may reach, and its name; it is dialled when a stream to it is opened
-    #[arg(long, value_name = "NAME=unix:PATH", required = true)]
+    #[arg(long, value_name = "NAME=unix:PATH", required_unless_present = "libvirt")]
     pub(crate) target: Vec<Target>,
+    /// Stand in front of an unmodified libvirtd: what of libvirt's RPC comes passes to it, over a connection for each client.
+    /// All addresses must be UNIX sockets; their mode is 0600
+    #[arg(long, value_name = "unix:PATH")]
+    pub(crate) libvirt: Option<Upstream>,
     #[command(flatten)]
     pub(crate) socket: SocketArgs,
     #[command(flatten)]
@@ -107,6 +112,19 @@ impl SocketArgs {
     }
 }
 
+impl ServeArgs {
+    /// Who reaches libvirtd can do what root can, and nobody is asked yet who he is.
+    fn check_libvirt(&self) -> Result<(), String> {
+        if let Some(address) = self.listen.iter().find(|address| matches!(address, Address::Tcp { .. })) {
+            return Err(format!("with --libvirt only UNIX sockets can be listened on, not {address}"));
+        }
+        match self.socket.socket_mode {
+            Some(mode) if mode & 0o177 != 0 => Err("with --libvirt the mode of the sockets is 0600".into()),
+            _ => Ok(()),
+        }
+    }
+}
+
 const YEAR: u64 = 365 * 24 * 3600;
 
 #[derive(Debug, Args)]
@@ -143,6 +161,21 @@ impl SessionArgs {
             memory_budget: self.memory.as_u64(),
             max_streams: self.max_streams,
             ..Config::default()
+        }
+    }
+}
+
+/// `unix:PATH`
+#[derive(Clone, Debug)]
+pub(crate) struct Upstream(pub(crate) PathBuf);
+
+impl FromStr for Upstream {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse().map_err(|error| format!("{error}"))? {
+            Address::Unix(path) => Ok(Self(path)),
+            Address::Tcp { .. } => Err("libvirtd is reached over its UNIX socket: write unix:PATH".into()),
         }
     }
 }

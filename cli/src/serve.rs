@@ -14,11 +14,17 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
             return Err(Error::SameName(target.name.clone()));
         }
     }
-    let options =
-        SessionOptions { config: args.session.config(), targets: Arc::new(targets), ..SessionOptions::default() };
+    let mut config = args.session.config();
+    let daemon = args.libvirt.as_ref().map(|libvirt| libvirt.0.clone());
+    let mut permissions = args.socket.permissions();
+    if daemon.is_some() {
+        // Clients of libvirt's need not know HELLO.
+        config.hello_timeout = None;
+        permissions.mode = Some(permissions.mode.unwrap_or(0o600));
+    }
+    let options = SessionOptions { config, targets: Arc::new(targets), daemon, ..SessionOptions::default() };
     let running = Running::start(log::Level::Warn)?;
-    let listeners =
-        args.listen.iter().map(|address| bind(address, args.socket.permissions())).collect::<Result<Vec<_>, _>>()?;
+    let listeners = args.listen.iter().map(|address| bind(address, permissions)).collect::<Result<Vec<_>, _>>()?;
     let mut addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();
     if addresses == args.listen {
         addresses.clear();

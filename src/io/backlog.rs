@@ -26,6 +26,27 @@ impl Backlog {
         self.len == 0 && self.holes.is_empty()
     }
 
+    /// Bytes that are held.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Moves at most `max` bytes into the front of `out`; gives how many.
+    pub(super) fn take(&mut self, out: &mut [u8], max: usize) -> usize {
+        let mut taken = 0;
+        while taken < out.len().min(max) {
+            let mut slices = [IoSlice::new(&[])];
+            if self.front(&mut slices) == 0 {
+                break;
+            }
+            let now = slices[0].len().min(out.len().min(max) - taken);
+            out[taken..taken + now].copy_from_slice(&slices[0][..now]);
+            self.advance(now);
+            taken += now;
+        }
+        taken
+    }
+
     /// A hole, behind what came before.
     pub(super) fn push_hole(&mut self, length: u64) {
         self.holes.push_back((std::mem::take(&mut self.behind), length));

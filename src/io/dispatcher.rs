@@ -182,6 +182,9 @@ impl Dispatcher {
                 Some(Place::Stream(key, id)) => {
                     self.with(key, now, |peer, cx| peer.on_stream_event(cx, id, event));
                 }
+                Some(Place::Daemon(key)) => {
+                    self.with(key, now, |peer, _| peer.on_daemon_event(event.is_readable(), event.is_writable()));
+                }
                 Some(Place::Legacy(key, id)) => {
                     self.with(key, now, |peer, cx| peer.on_legacy(cx, id, Some(event)));
                 }
@@ -296,7 +299,7 @@ impl Dispatcher {
                 match place {
                     Place::Stream(session, id) => self.with(session, now, |peer, cx| peer.on_wake(cx, id)),
                     Place::Legacy(session, id) => self.with(session, now, |peer, cx| peer.on_legacy(cx, id, None)),
-                    Place::Waker | Place::Listener(_) | Place::Link(_) => {}
+                    Place::Waker | Place::Listener(_) | Place::Link(_) | Place::Daemon(_) => {}
                 }
             }
             Command::Answer { session, call, answer } => {

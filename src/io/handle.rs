@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -44,6 +45,9 @@ pub struct SessionOptions {
     /// What a client of libvirt's RPC can call here, where we are the accepting side. A daemon whose clients need not know
     /// BiStream sets `config.hello_timeout` to `None`.
     pub programs: Arc<Procedures>,
+    /// Where a daemon listens that gets all packets of libvirt's RPC that come, instead of `programs`: untouched and in order, over
+    /// a connection for each link, made with the first of them. `config.hello_timeout` had better be `None` then, too.
+    pub daemon: Option<PathBuf>,
     /// A connecting side whose peer does not know BiStream keeps the link for calls, until `close`.
     pub keep_legacy: bool,
     /// How long a target that is not ready is tried again before the peer is refused; at most a hundred years.
@@ -56,6 +60,7 @@ impl Default for SessionOptions {
             config: Config::default(),
             targets: Arc::new(NoTargets),
             programs: Arc::default(),
+            daemon: None,
             keep_legacy: false,
             dial_timeout: Duration::from_secs(10),
         }

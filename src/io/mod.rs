@@ -5,6 +5,7 @@ mod backlog;
 mod call;
 mod channel;
 mod dispatcher;
+mod front;
 mod handle;
 mod handler;
 mod legacy;

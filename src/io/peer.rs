@@ -9,6 +9,7 @@ use mio::Registry;
 
 use super::call::Answer;
 use super::channel::{Channel, Opened};
+use super::front::{Front, Passing};
 use super::handle::{Handle, OutgoingCall, SessionKey, SessionOptions, StreamKey};
 use super::handler::{Attachment, Decision, Request, Waker};
 use super::legacy::Legacy;
@@ -68,6 +69,8 @@ pub(super) struct Peer {
     /// The packet whose payload arrives is the session's.
     ours: bool,
     legacy: Legacy,
+    /// Who gets legacy packets instead of `legacy`, once one has come.
+    front: Option<Front>,
     /// A legacy stream sends next, if one can.
     legacy_next: bool,
     channels: BTreeMap<StreamId, Channel>,
@@ -119,6 +122,7 @@ impl Peer {
             decoder: Decoder::new(PACKET_MAX),
             ours: false,
             legacy: Legacy::new(key, side, &options),
+            front: None,
             legacy_next: false,
             channels: BTreeMap::new(),
             dialling: Vec::new(),
@@ -207,21 +211,22 @@ impl Peer {
         self.on_events(cx);
         self.dial_again(cx);
         let sent = self.transmit(cx);
+        self.end_with_daemon();
         self.on_events(cx);
         self.end_if_finished(cx.now);
         match self.phase {
             Phase::Gone => Turn::Gone,
-            _ if sent || received && self.legacy.full_since().is_none() => Turn::Again,
+            _ if sent || received && self.is_reading() => Turn::Again,
             _ => Turn::Wait,
         }
     }
 
     fn on_time(&mut self, now: Instant) {
-        if let Some(since) = self.legacy.full_since() {
-            if self.unread_limit(since) <= now {
-                self.on_link_end("a legacy client calls on without reading the answers");
-                return;
-            }
+        if self.legacy.full_since().is_some_and(|since| self.unread_limit(since) <= now) {
+            self.on_link_end("a legacy client calls on without reading the answers");
+            return;
+        }
+        if !self.is_reading() {
             // What the peer sends is not read, so it cannot be called silent.
             self.session.handle_heard(now);
         }
@@ -261,10 +266,15 @@ impl Peer {
         self.channels.insert(id, Channel::new(opened, token));
     }
 
+    /// Whether the link is to be read. It always is, but where legacy packets have no place to go.
+    fn is_reading(&self) -> bool {
+        self.legacy.full_since().is_none() && !self.front.as_ref().is_some_and(Front::is_full)
+    }
+
     /// True when it stopped at its budget.
     fn receive(&mut self, cx: &mut Context<'_>) -> bool {
         let mut budget = TURN;
-        while budget > 0 && self.legacy.full_since().is_none() {
+        while budget > 0 && self.is_reading() {
             // Taken out for the call: what is read is borrowed from it while the context is lent on.
             let scratch = std::mem::take(&mut cx.scratch);
             let received = self.link.read(scratch);
@@ -276,9 +286,10 @@ impl Peer {
                 }
                 Ok(Received::Nothing) => false,
                 Ok(Received::End) => {
+                    cx.scratch = scratch;
                     let cut = if self.decoder.at_boundary() { "" } else { " in the middle of a packet" };
                     self.on_peer_end(cx, &format!("the peer closed the connection{cut}"));
-                    false
+                    return false;
                 }
                 Err(error) => {
                     self.on_link_end(&error.to_string());
@@ -301,6 +312,12 @@ impl Peer {
     /// The peer sends no more; what its last packets are owed may still reach it.
     fn on_peer_end(&mut self, cx: &mut Context<'_>, reason: &str) {
         self.peer_ended = true;
+        if let Some(front) = self.front.as_mut().filter(|_| !self.stood) {
+            // The daemon's last words still go to the client; the link ends with the daemon's connection.
+            let finished = front.finish();
+            self.on_daemon(finished);
+            return;
+        }
         self.transmit(cx);
         match self.decoder.at_boundary() {
             // What a session that is closed still owes is sent all the same.
@@ -315,23 +332,91 @@ impl Peer {
 
     /// Whether all is out that was owed.
     fn is_flushed(&self) -> bool {
-        let legacy = if self.failed { self.legacy.is_between_packets() } else { self.legacy.is_empty() };
+        let daemons = self.front.as_ref().is_none_or(Front::is_empty);
+        let legacy = if self.failed { self.is_between_packets() } else { daemons && self.legacy.is_empty() };
         legacy && self.session.is_finished() && !self.link.is_writing()
     }
 
     fn on_bytes(&mut self, cx: &mut Context<'_>, mut input: &[u8]) {
         self.session.handle_heard(cx.now);
+        let (read, mut passing) = (input, Passing::default());
         while !self.session.is_closed() {
+            let before = input.len();
             match self.decoder.decode(&mut input) {
+                Ok(Some(piece)) if self.is_passed_on(&piece) => {
+                    let begun_before = passing.add(&piece, before - input.len(), read.len() - input.len());
+                    begun_before.into_iter().for_each(|header| self.pass_on(cx, &header));
+                }
                 Ok(Some(piece)) => {
+                    self.pass_on(cx, passing.take(read));
                     // The session keeps its error and gives it as an event.
                     let _ = self.on_piece(cx, piece);
                     self.on_events(cx);
                 }
-                Ok(None) => return,
+                Ok(None) => break,
                 Err(error) => {
                     self.session.handle_framing_error(error);
                 }
+            }
+        }
+        self.pass_on(cx, passing.take(read));
+    }
+
+    fn is_passed_on(&mut self, piece: &Piece<'_>) -> bool {
+        if let Piece::Header { header, .. } = piece {
+            self.ours = self.session.owns(header);
+        }
+        !self.ours && self.options.daemon.is_some()
+    }
+
+    /// Bytes of the client's for the daemon behind us.
+    fn pass_on(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
+        if bytes.is_empty() || self.phase == Phase::Gone {
+            return;
+        }
+        let passed = self.front(cx).and_then(|front| front.write(bytes));
+        self.on_daemon(passed);
+    }
+
+    /// What came of dealing with the daemon behind us. Without it the client's link has no purpose; a BiStream peer is told.
+    fn on_daemon(&mut self, result: io::Result<()>) {
+        let Err(error) = result else { return };
+        let reason = format!("the daemon behind this address: {error}");
+        if let Some(front) = &mut self.front {
+            front.break_off();
+        }
+        if self.stood {
+            self.session.shutdown(&reason);
+        } else {
+            self.on_link_end(&reason);
+        }
+    }
+
+    fn front(&mut self, cx: &mut Context<'_>) -> io::Result<&mut Front> {
+        let front = match (self.front.take(), &self.options.daemon) {
+            (Some(front), _) => front,
+            (None, Some(path)) => {
+                let token = cx.tokens.add(Place::Daemon(self.key));
+                Front::connect(path, cx.registry, token).inspect_err(|_| cx.tokens.remove(token))?
+            }
+            (None, None) => return Err(io::ErrorKind::NotFound.into()),
+        };
+        Ok(self.front.insert(front))
+    }
+
+    /// The socket to the daemon behind us is ready.
+    pub(super) fn on_daemon_event(&mut self, readable: bool, writable: bool) {
+        let result = self.front.as_mut().map_or(Ok(()), |front| front.on_event(readable, writable));
+        self.on_daemon(result);
+    }
+
+    /// Where the daemon behind us has ended its connection, the client's ends, too: what it waits for will not come.
+    fn end_with_daemon(&mut self) {
+        if !self.session.is_closed() && self.front.as_ref().is_some_and(Front::is_over) {
+            if self.stood {
+                self.session.shutdown("the daemon behind this address closed its connection");
+            } else {
+                self.session.close();
             }
         }
     }
@@ -454,7 +539,7 @@ impl Peer {
     /// A client of libvirt's RPC that never says HELLO goes when it has had its answers, as it always did.
     fn is_legacy_end(&self, error: &SessionError) -> bool {
         let has_ended = matches!(error, SessionError::LinkLost(_)) && self.peer_ended && self.decoder.at_boundary();
-        has_ended && self.legacy.is_called && !self.stood
+        has_ended && (self.legacy.is_called || self.front.is_some()) && !self.stood
     }
 
     fn on_incoming(&mut self, cx: &mut Context<'_>, id: StreamId, request: Open) {
@@ -583,15 +668,21 @@ impl Peer {
     fn fill(&mut self, cx: &mut Context<'_>, buffer: &mut super::pool::Buffer) {
         loop {
             let before = buffer.filled().len();
-            if self.legacy.is_between_packets() {
+            if self.is_between_packets() {
                 let len = self.session.poll_control(cx.now, buffer.spare());
                 buffer.extend(len);
             }
             let budget = if self.failed { 0 } else { LEGACY_TURN };
-            let len = self.legacy.poll_packets(cx.now, buffer.spare(), budget);
-            buffer.extend(len);
+            let polled = match &mut self.front {
+                Some(front) => front.poll(buffer.spare(), cx.scratch, self.stood, budget),
+                None => Ok(self.legacy.poll_packets(cx.now, buffer.spare(), budget)),
+            };
+            match polled {
+                Ok(len) => buffer.extend(len),
+                Err(error) => return self.on_daemon(Err(error)),
+            }
             let is_full = buffer.spare().len() < CONTROL_MAX.max(HEADER_LEN + LEAST_ROOM);
-            if is_full || !self.legacy.is_between_packets() {
+            if is_full || !self.is_between_packets() {
                 return;
             }
             let sends = !self.session.is_closed() && self.fill_next(cx, buffer);
@@ -599,6 +690,11 @@ impl Peer {
                 return;
             }
         }
+    }
+
+    /// Whether BiStream's packets may follow what is out.
+    fn is_between_packets(&self) -> bool {
+        self.legacy.is_between_packets() && self.front.as_ref().is_none_or(Front::is_between_packets)
     }
 
     /// One packet of data, of BiStream and legacy streams by turns; false when nobody has any.
@@ -665,6 +761,10 @@ impl Peer {
     /// Takes it apart; its session has ended.
     pub(super) fn dispose(mut self, cx: &mut Context<'_>) {
         self.legacy.end(cx);
+        if let Some(front) = self.front.take() {
+            cx.tokens.remove(front.token);
+            front.close(cx.registry);
+        }
         cx.tokens.remove(self.link.token);
         self.link.close(cx.registry, cx.pool);
     }

@@ -13,6 +13,7 @@ pub(super) enum Place {
     Waker,
     Listener(ListenerKey),
     Link(SessionKey),
+    Daemon(SessionKey),
     Stream(SessionKey, StreamId),
     Legacy(SessionKey, LegacyId),
 }

@@ -1,0 +1,225 @@
+//! A front: what of libvirt's RPC comes passes to a daemon behind it, and BiStream is served beside it.
+
+mod io_support;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use io_support::*;
+use virbistream::io::{Address, Decision, Request, SessionOptions};
+use virbistream::proto::{Config, SessionError};
+use virbistream::wire::{Header, OpenReply, PROGRAM, PacketType, Procedure, Status};
+
+const MIB: usize = 1 << 20;
+
+/// A dispatcher with a daemon behind it, and an endless target.
+struct Fronted {
+    node: Node,
+    address: Address,
+    daemon: UnixListener,
+    _dir: tempfile::TempDir,
+}
+
+fn fronted() -> Fronted {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("libvirt-sock");
+    let daemon = UnixListener::bind(&path).unwrap();
+    let node = Node::start();
+    let targets = Arc::new(Offer(|_: &Request<'_>| {
+        Decision::Accept(Box::new(Endless::new(Pattern::new(1), usize::MAX, mpsc::channel().0)))
+    }));
+    let config = Config { hello_timeout: None, ..Config::default() };
+    let address = node.listen(SessionOptions { config, targets, daemon: Some(path), ..SessionOptions::default() });
+    Fronted { node, address, daemon, _dir: dir }
+}
+
+/// A legacy packet with as much payload, which tells it from others.
+fn legacy(kind: u32, serial: u32, len: usize) -> Vec<u8> {
+    let header = Header { program: PROGRAM, version: 1, procedure: 208, kind, serial, status: 2 };
+    let mut payload = vec![0; len];
+    Pattern::new(serial.into()).fill(&mut payload);
+    [&header.encode(len as u32)[..], &payload].concat()
+}
+
+fn read(stream: &UnixStream, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    let mut stream = stream;
+    stream.read_exact(&mut bytes).expect("it comes in time");
+    bytes
+}
+
+#[test]
+fn packets_pass_both_ways_untouched_in_whatever_pieces() {
+    let packets = [
+        legacy(0, 1, 0),
+        legacy(4, 2, 3),
+        legacy(3, 3, 100_000),
+        legacy(6, 4, 12),
+        legacy(99, 5, 1),
+        // Another program, keepalive say.
+        Header { program: 0x6b65_6570, version: 1, procedure: 1, kind: 2, serial: 0, status: 0 }.encode(0).to_vec(),
+    ]
+    .concat();
+    for piece in [1000, 27, packets.len()] {
+        let fronted = fronted();
+        let mut client = Raw::connect(&fronted.address);
+        let mut writer = client.stream.try_clone().unwrap();
+        let said = packets.clone();
+        let saying = thread::spawn(move || said.chunks(piece).for_each(|piece| writer.write_all(piece).unwrap()));
+        let daemon = accept(&fronted.daemon);
+        assert!(read(&daemon, packets.len()) == packets, "up in pieces of {piece}");
+        saying.join().unwrap();
+        let mut writer = daemon.try_clone().unwrap();
+        let said = packets.clone();
+        let saying = thread::spawn(move || said.chunks(piece).for_each(|piece| writer.write_all(piece).unwrap()));
+        let mut got = vec![0; packets.len()];
+        client.stream.read_exact(&mut got).unwrap();
+        assert!(got == packets, "down in pieces of {piece}");
+        saying.join().unwrap();
+        // The daemon ends, and so does the client's link, in order.
+        daemon.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(client.rest(), []);
+    }
+}
+
+#[test]
+fn each_client_has_a_connection_of_its_own_and_one_that_says_nothing_legacy_has_none() {
+    let mut fronted = fronted();
+    let mut bistream = Raw::connect(&fronted.address);
+    bistream.hello();
+    let mut clients = [Raw::connect(&fronted.address), Raw::connect(&fronted.address)];
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.say(&legacy(0, n as u32, 9));
+        let daemon = accept(&fronted.daemon);
+        assert_eq!(read(&daemon, 37), legacy(0, n as u32, 9));
+        (&daemon).write_all(&legacy(1, n as u32, 5)).unwrap();
+        assert_eq!(client.receive().1.len(), 5);
+        client.shut();
+        // The client's end comes through, and the daemon's last word after it.
+        assert_eq!(to_eof(&daemon), []);
+        (&daemon).write_all(&legacy(1, 7, 70_000)).unwrap();
+        drop(daemon);
+        assert_eq!(client.rest(), legacy(1, 7, 70_000));
+    }
+    fronted.daemon.set_nonblocking(true).unwrap();
+    assert!(fronted.daemon.accept().is_err(), "the one that says BiStream alone costs no connection");
+    let first = fronted.node.link_accepted();
+    let second = fronted.node.link_accepted();
+    let third = fronted.node.link_accepted();
+    assert_eq!(fronted.node.session_ended(second), Ok(()));
+    assert_eq!(fronted.node.session_ended(third), Ok(()));
+    bistream.ping();
+    drop(bistream);
+    assert!(fronted.node.session_ended(first).is_err());
+}
+
+#[test]
+fn bistream_is_served_beside_and_never_reaches_the_daemon() {
+    let fronted = fronted();
+    let mut client = Raw::connect(&fronted.address);
+    // One write, of both kinds.
+    client.say(&[legacy(0, 1, 10), hello(), legacy(3, 1, 20)].concat());
+    let daemon = accept(&fronted.daemon);
+    assert_eq!(read(&daemon, 28 + 10 + 28 + 20), [legacy(0, 1, 10), legacy(3, 1, 20)].concat());
+    assert_eq!(client.receive().0, ours(Procedure::Hello, PacketType::Reply, 1, Status::Ok));
+    client.open(1, "it", u64::MAX);
+    client.expect::<OpenReply>(Procedure::Open, PacketType::Reply, 1, Status::Ok);
+    let mut writer = daemon.try_clone().unwrap();
+    let saying = thread::spawn(move || (0..200).for_each(|n| writer.write_all(&legacy(3, n, 50_000)).unwrap()));
+    let (mut serial, mut bulk) = (0, 0);
+    while serial < 200 {
+        let (header, payload) = client.receive();
+        if header.procedure == 208 {
+            assert_eq!(header.serial, serial);
+            assert!([&header.encode(50_000)[..], &payload].concat() == legacy(3, serial, 50_000));
+            serial += 1;
+        } else {
+            assert_eq!(header, ours(Procedure::Data, PacketType::Stream, 1, Status::Continue));
+            bulk += payload.len();
+        }
+    }
+    saying.join().unwrap();
+    assert!(bulk > 3 * MIB, "{bulk} bytes of the stream beside 10 MB of the daemon's");
+    // A daemon that stops in the middle of a packet holds nobody up.
+    let last = legacy(3, 7, 100_000);
+    (&daemon).write_all(&last[..50_000]).unwrap();
+    let mut bulk = 0;
+    while bulk < 20 * MIB {
+        let (header, payload) = client.receive();
+        assert_eq!(header, ours(Procedure::Data, PacketType::Stream, 1, Status::Continue));
+        bulk += payload.len();
+    }
+    (&daemon).write_all(&last[50_000..]).unwrap();
+    loop {
+        let (header, payload) = client.receive();
+        if header.procedure == 208 {
+            assert!([&header.encode(100_000)[..], &payload].concat() == last);
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_daemon_that_takes_nothing_makes_its_client_wait_and_loses_nothing() {
+    let fronted = fronted();
+    let client = Raw::connect(&fronted.address);
+    let mut writer = client.stream.try_clone().unwrap();
+    let saying = thread::spawn(move || (0..400).for_each(|n| writer.write_all(&legacy(3, n, 50_000)).unwrap()));
+    let daemon = accept(&fronted.daemon);
+    // Others are served meanwhile.
+    let mut other = Raw::connect(&fronted.address);
+    other.hello();
+    other.ping();
+    for n in 0..400 {
+        assert!(read(&daemon, 50_028) == legacy(3, n, 50_000), "packet {n}");
+    }
+    saying.join().unwrap();
+    drop(daemon);
+    assert!(fronted.node.stop().bytes_max < 8 << 20);
+}
+
+#[test]
+fn without_the_daemon_only_its_clients_lose_their_links() {
+    let mut fronted = fronted();
+    let mut bistream = Raw::connect(&fronted.address);
+    bistream.hello();
+    let key = fronted.node.link_accepted();
+    std::fs::remove_file(fronted.daemon.local_addr().unwrap().as_pathname().unwrap()).unwrap();
+    let mut client = Raw::connect(&fronted.address);
+    client.say(&legacy(0, 1, 0));
+    assert_eq!(client.rest(), []);
+    let lost = fronted.node.link_accepted();
+    let Err(SessionError::LinkLost(how)) = fronted.node.session_ended(lost) else { panic!() };
+    assert!(how.contains("daemon behind") && how.contains("No such file"), "{how}");
+    bistream.ping();
+    // A daemon that goes while both share a link is told to the BiStream peer.
+    let mut fronted = self::fronted();
+    let mut both = Raw::connect(&fronted.address);
+    both.hello();
+    both.say(&legacy(0, 1, 0));
+    drop(accept(&fronted.daemon));
+    assert!(both.closed().text.contains("daemon behind"));
+    let shared = fronted.node.link_accepted();
+    assert!(matches!(fronted.node.session_ended(shared), Err(SessionError::Shutdown(_))));
+    let _ = key;
+}
+
+#[test]
+fn what_is_no_packet_ends_the_link_that_it_came_on() {
+    let fronted = fronted();
+    let mut client = Raw::connect(&fronted.address);
+    client.say(&legacy(0, 1, 4));
+    let daemon = accept(&fronted.daemon);
+    read(&daemon, 32);
+    client.say(&[0; 28]);
+    assert_eq!(client.rest(), []);
+    assert_eq!(to_eof(&daemon), []);
+    let mut client = Raw::connect(&fronted.address);
+    client.say(&legacy(0, 1, 4));
+    let daemon = accept(&fronted.daemon);
+    (&daemon).write_all(b"this is no packet of libvirt's").unwrap();
+    client.rest();
+}
