@@ -1,0 +1,309 @@
+//! One session on its link: what the link brings goes to the session, what the session decides to handlers, and what is
+//! owed onto the link.
+
+mod receive;
+mod streams;
+mod transmit;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use mio::Registry;
+
+use super::call::Answer;
+use super::channel::Channel;
+use super::front::Front;
+use super::handle::{Handle, OutgoingCall, SessionKey, SessionOptions, StreamKey};
+use super::legacy::Legacy;
+use super::link::Link;
+use super::pool::Pool;
+use super::report::Report;
+use super::tokens::Tokens;
+use crate::proto::{Event, LONGEST, Session, SessionError, Side, StreamId};
+use crate::rpc::{IncomingId, LegacyId, ProcedureId};
+use crate::wire::{Decoder, Open, PACKET_MAX};
+
+/// Bytes read from a link, or written to it, before others have their turn.
+const TURN: usize = 1 << 20;
+
+/// How long a link outlives its session, so that the peer gets our last packet before the socket is closed.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What a peer needs of its dispatcher, for the length of a call.
+pub(super) struct Context<'a> {
+    pub(super) registry: &'a Registry,
+    pub(super) tokens: &'a mut Tokens,
+    pub(super) pool: &'a mut Pool,
+    /// Where links are read into; whatever is not taken at once is copied out.
+    pub(super) scratch: &'a mut [u8],
+    pub(super) handle: &'a Handle,
+    pub(super) report: &'a mut dyn FnMut(Report),
+    pub(super) now: Instant,
+}
+
+/// Whether a peer wants another turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// At once: it stopped at its budget.
+    Again,
+    /// When something happens.
+    Wait,
+    /// Never: it is over.
+    Gone,
+}
+
+pub(super) struct Peer {
+    key: SessionKey,
+    session: Session,
+    link: Link,
+    decoder: Decoder,
+    /// The packet whose payload arrives is the session's.
+    ours: bool,
+    legacy: Legacy,
+    /// Who gets legacy packets instead of `legacy`, once one has come.
+    front: Option<Front>,
+    /// A legacy stream sends next, if one can.
+    legacy_next: bool,
+    channels: BTreeMap<StreamId, Channel>,
+    dialling: Vec<Dialling>,
+    options: SessionOptions,
+    phase: Phase,
+    /// The peer's side of the link has ended.
+    peer_ended: bool,
+    /// HELLO stood once.
+    stood: bool,
+    /// The session ended with a cause: CLOSE is the last packet.
+    failed: bool,
+}
+
+/// A target that was not ready.
+struct Dialling {
+    id: StreamId,
+    key: StreamKey,
+    request: Open,
+    again: Instant,
+    deadline: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// The session is over; its last packet is on its way out, until the deadline.
+    Flushing(Instant),
+    /// Our side is shut; the peer's is read until it is too, or the deadline.
+    Lingering(Instant),
+    Gone,
+}
+
+/// No wait that a user asks for makes the clock overflow.
+fn later(now: Instant, wait: Duration) -> Instant {
+    now + wait.min(LONGEST)
+}
+
+impl Peer {
+    pub(super) fn new(key: SessionKey, side: Side, link: Link, options: SessionOptions, now: Instant) -> Self {
+        let session = match side {
+            Side::Connecting => Session::connect(options.config.clone(), now),
+            Side::Accepting => Session::accept(options.config.clone(), now),
+        };
+        Self {
+            key,
+            session,
+            link,
+            decoder: Decoder::new(PACKET_MAX),
+            ours: false,
+            legacy: Legacy::new(key, side, &options),
+            front: None,
+            legacy_next: false,
+            channels: BTreeMap::new(),
+            dialling: Vec::new(),
+            options,
+            phase: Phase::Running,
+            peer_ended: false,
+            stood: false,
+            failed: false,
+        }
+    }
+
+    pub(super) fn is_established(&self) -> bool {
+        self.session.is_established()
+    }
+
+    /// When it wants a turn if nothing happens before.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let dialling = self.dialling.iter().map(|dialling| dialling.again);
+        let linger = match self.phase {
+            Phase::Flushing(deadline) | Phase::Lingering(deadline) => Some(deadline),
+            Phase::Running | Phase::Gone => None,
+        };
+        let unread = self.legacy.full_since().map(|since| self.unread_limit(since));
+        let legacy = self.legacy.deadline().into_iter().chain(unread);
+        self.session.poll_timeout().into_iter().chain(legacy).chain(dialling).chain(linger).min()
+    }
+
+    /// How long a peer may leave legacy answers unread, where they keep the link from being read.
+    fn unread_limit(&self, since: Instant) -> Instant {
+        later(since, self.options.config.silence_limit)
+    }
+
+    pub(super) fn on_link_event(&mut self, readable: bool, writable: bool) {
+        self.link.on_event(readable, writable);
+    }
+
+    /// The same of a legacy stream's handler, by an event or because it asks.
+    pub(super) fn on_legacy(&mut self, cx: &mut Context<'_>, id: LegacyId, event: Option<&mio::event::Event>) {
+        self.legacy.on_ready(cx, self.link.peer(), id, event);
+    }
+
+    /// A daemon of ours answers a call.
+    pub(super) fn answer(&mut self, cx: &mut Context<'_>, call: IncomingId, answer: Answer) {
+        self.legacy.answer(cx, call, answer);
+    }
+
+    /// A daemon of ours tells its client of an event.
+    pub(super) fn message(&mut self, procedure: ProcedureId, body: &[u8]) {
+        self.legacy.message(procedure, body);
+    }
+
+    /// A client of ours calls.
+    pub(super) fn call(&mut self, now: Instant, call: OutgoingCall) {
+        self.legacy.call(now, call);
+    }
+
+    /// Reads, answers and writes what there is, up to a budget.
+    pub(super) fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
+        let received = self.receive(cx);
+        self.on_time(cx.now);
+        self.legacy.on_time(cx, self.link.peer());
+        self.on_events(cx);
+        self.dial_again(cx);
+        let sent = self.transmit(cx);
+        self.end_with_daemon();
+        self.on_events(cx);
+        self.end_if_finished(cx.now);
+        match self.phase {
+            Phase::Gone => Turn::Gone,
+            _ if sent || received && self.is_reading() => Turn::Again,
+            _ => Turn::Wait,
+        }
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        if self.legacy.full_since().is_some_and(|since| self.unread_limit(since) <= now) {
+            self.on_link_end("a legacy client calls on without reading the answers");
+            return;
+        }
+        if !self.is_reading() {
+            // What the peer sends is not read, so it cannot be called silent.
+            self.session.handle_heard(now);
+        }
+        if self.session.poll_timeout().is_some_and(|deadline| deadline <= now) {
+            self.session.handle_timeout(now);
+        }
+    }
+
+    /// Lets it end by agreement.
+    pub(super) fn close(&mut self) {
+        self.session.close();
+    }
+
+    /// Ends it at once.
+    pub(super) fn shutdown(&mut self, reason: &str) {
+        self.session.shutdown(reason);
+    }
+
+    fn on_link_end(&mut self, reason: &str) {
+        self.session.handle_link_lost(reason);
+        self.phase = Phase::Gone;
+    }
+
+    /// The socket to the daemon behind us is ready.
+    pub(super) fn on_daemon_event(&mut self, readable: bool, writable: bool) {
+        let result = self.front.as_mut().map_or(Ok(()), |front| front.on_event(readable, writable));
+        self.on_daemon(result);
+    }
+
+    /// Where the daemon behind us has ended its connection, the client's ends, too: what it waits for will not come.
+    fn end_with_daemon(&mut self) {
+        if !self.session.is_closed() && self.front.as_ref().is_some_and(Front::is_over) {
+            if self.stood {
+                self.session.shutdown("the daemon behind this address closed its connection");
+            } else {
+                self.session.close();
+            }
+        }
+    }
+
+    fn on_events(&mut self, cx: &mut Context<'_>) {
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                Event::Established { version, limits, .. } => {
+                    self.stood = true;
+                    (cx.report)(Report::Established { session: self.key, version, limits });
+                }
+                Event::Legacy(error) => {
+                    (cx.report)(Report::Legacy { session: self.key, error });
+                    if !self.options.keep_legacy {
+                        self.session.close();
+                    }
+                }
+                Event::Incoming { id, request } => self.on_incoming(cx, id, request),
+                Event::Accepted(id) => self.attach(cx, id),
+                Event::Finished(id) => {
+                    if let Some(channel) = self.channels.get_mut(&id) {
+                        let finished = channel.peer_finished().map(|()| 0);
+                        self.on_delivered(cx, id, finished);
+                    }
+                }
+                Event::Stopped(id) => {
+                    if let Some(channel) = self.channels.get_mut(&id) {
+                        channel.handler.stop();
+                    }
+                }
+                Event::Failed { id, error, stats } => {
+                    self.dialling.retain(|dialling| dialling.id != id);
+                    self.end_channel(cx, id, Err(error), stats);
+                }
+                Event::Over { id, stats } => self.end_channel(cx, id, Ok(()), stats),
+                Event::Draining => (cx.report)(Report::Draining { session: self.key }),
+                Event::Closed(cause) => {
+                    self.failed = cause.is_err();
+                    let cause = cause.or_else(|error| if self.is_legacy_end(&error) { Ok(()) } else { Err(error) });
+                    (cx.report)(Report::SessionEnded { session: self.key, cause });
+                }
+            }
+        }
+    }
+
+    /// A client of libvirt's RPC that never says HELLO goes when it has had its answers, as it always did.
+    fn is_legacy_end(&self, error: &SessionError) -> bool {
+        let has_ended = matches!(error, SessionError::LinkLost(_)) && self.peer_ended && self.decoder.at_boundary();
+        has_ended && (self.legacy.is_called || self.front.is_some()) && !self.stood
+    }
+
+    /// Once the session is over: get its last packet out, shut our side, wait for the peer's.
+    fn end_if_finished(&mut self, now: Instant) {
+        if self.phase == Phase::Running && self.session.is_closed() {
+            self.phase = Phase::Flushing(now + LINGER);
+        }
+        match self.phase {
+            Phase::Flushing(deadline) | Phase::Lingering(deadline) if deadline <= now => self.phase = Phase::Gone,
+            Phase::Flushing(deadline) if self.is_flushed() => {
+                self.link.shutdown_write();
+                self.phase = if self.peer_ended { Phase::Gone } else { Phase::Lingering(deadline) };
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes it apart; its session has ended.
+    pub(super) fn dispose(mut self, cx: &mut Context<'_>) {
+        self.legacy.end(cx);
+        if let Some(front) = self.front.take() {
+            cx.tokens.remove(front.token);
+            front.close(cx.registry);
+        }
+        cx.tokens.remove(self.link.token);
+        self.link.close(cx.registry, cx.pool);
+    }
+}

@@ -1,0 +1,173 @@
+//! What the link brings: to the session, to libvirt's RPC, or to the daemon behind us.
+
+use std::io;
+
+use super::{Context, Peer, Phase, TURN};
+use crate::io::front::{Front, Passing};
+use crate::io::link::Received;
+use crate::io::tokens::Place;
+use crate::proto::SessionError;
+use crate::rpc::LinkError;
+use crate::wire::Piece;
+
+impl Peer {
+    /// Whether the link is to be read. It always is, but where legacy packets have no place to go.
+    pub(super) fn is_reading(&self) -> bool {
+        self.legacy.full_since().is_none() && !self.front.as_ref().is_some_and(Front::is_full)
+    }
+
+    /// True when it stopped at its budget.
+    pub(super) fn receive(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut budget = TURN;
+        while budget > 0 && self.is_reading() {
+            // Taken out for the call: what is read is borrowed from it while the context is lent on.
+            let scratch = std::mem::take(&mut cx.scratch);
+            let received = self.link.read(scratch);
+            let more = match received {
+                Ok(Received::Bytes(len)) => {
+                    budget = budget.saturating_sub(len);
+                    self.on_bytes(cx, &scratch[..len]);
+                    true
+                }
+                Ok(Received::Nothing) => false,
+                Ok(Received::End) => {
+                    cx.scratch = scratch;
+                    let cut = if self.decoder.at_boundary() { "" } else { " in the middle of a packet" };
+                    self.on_peer_end(cx, &format!("the peer closed the connection{cut}"));
+                    return false;
+                }
+                Err(error) => {
+                    self.on_link_end(&error.to_string());
+                    false
+                }
+            };
+            cx.scratch = scratch;
+            if !more {
+                return false;
+            }
+        }
+        self.link.is_readable()
+    }
+
+    /// The peer sends no more; what its last packets are owed may still reach it.
+    pub(super) fn on_peer_end(&mut self, cx: &mut Context<'_>, reason: &str) {
+        self.peer_ended = true;
+        if let Some(front) = self.front.as_mut().filter(|_| !self.stood) {
+            // The daemon's last words still go to the client; the link ends with the daemon's connection.
+            let finished = front.finish();
+            self.on_daemon(finished);
+            return;
+        }
+        self.transmit(cx);
+        match self.decoder.at_boundary() {
+            // What a session that is closed still owes is sent all the same.
+            _ if self.session.is_closed() => {}
+            true => self.session.handle_link_ended(reason),
+            false => self.session.handle_link_lost(reason),
+        }
+        if self.is_flushed() {
+            self.phase = Phase::Gone;
+        }
+    }
+
+    pub(super) fn on_bytes(&mut self, cx: &mut Context<'_>, mut input: &[u8]) {
+        self.session.handle_heard(cx.now);
+        let (read, mut passing) = (input, Passing::default());
+        while !self.session.is_closed() {
+            let before = input.len();
+            match self.decoder.decode(&mut input) {
+                Ok(Some(piece)) if self.is_passed_on(&piece) => {
+                    let begun_before = passing.add(&piece, before - input.len(), read.len() - input.len());
+                    begun_before.into_iter().for_each(|header| self.pass_on(cx, &header));
+                }
+                Ok(Some(piece)) => {
+                    self.pass_on(cx, passing.take(read));
+                    // The session keeps its error and gives it as an event.
+                    let _ = self.on_piece(cx, piece);
+                    self.on_events(cx);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    self.session.handle_framing_error(error);
+                }
+            }
+        }
+        self.pass_on(cx, passing.take(read));
+    }
+
+    pub(super) fn is_passed_on(&mut self, piece: &Piece<'_>) -> bool {
+        if let Piece::Header { header, .. } = piece {
+            self.ours = self.session.owns(header);
+        }
+        !self.ours && self.options.daemon.is_some()
+    }
+
+    /// Bytes of the client's for the daemon behind us.
+    pub(super) fn pass_on(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
+        if bytes.is_empty() || self.phase == Phase::Gone {
+            return;
+        }
+        let passed = self.front(cx).and_then(|front| front.write(bytes));
+        self.on_daemon(passed);
+    }
+
+    /// What came of dealing with the daemon behind us. Without it the client's link has no purpose; a BiStream peer is told.
+    pub(super) fn on_daemon(&mut self, result: io::Result<()>) {
+        let Err(error) = result else { return };
+        let reason = format!("the daemon behind this address: {error}");
+        if let Some(front) = &mut self.front {
+            front.break_off();
+        }
+        if self.stood {
+            self.session.shutdown(&reason);
+        } else {
+            self.on_link_end(&reason);
+        }
+    }
+
+    pub(super) fn front(&mut self, cx: &mut Context<'_>) -> io::Result<&mut Front> {
+        let front = match (self.front.take(), &self.options.daemon) {
+            (Some(front), _) => front,
+            (None, Some(path)) => {
+                let token = cx.tokens.add(Place::Daemon(self.key));
+                Front::connect(path, cx.registry, token).inspect_err(|_| cx.tokens.remove(token))?
+            }
+            (None, None) => return Err(io::ErrorKind::NotFound.into()),
+        };
+        Ok(self.front.insert(front))
+    }
+
+    pub(super) fn on_piece(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), SessionError> {
+        match piece {
+            Piece::Header { header, payload_len } => {
+                self.ours = self.session.owns(&header);
+                if self.ours {
+                    self.session.handle_header(cx.now, &header, payload_len)?;
+                } else {
+                    let taken = self.legacy.on_header(cx, self.link.peer(), &header, payload_len);
+                    self.on_legacy_taken(taken);
+                }
+            }
+            Piece::Payload { bytes, remaining } if self.ours => {
+                if let Some(data) = self.session.handle_payload(cx.now, bytes, remaining)?
+                    && let Some(channel) = self.channels.get_mut(&data.id)
+                {
+                    let delivered = channel.deliver(data.bytes);
+                    self.on_delivered(cx, data.id, delivered);
+                }
+            }
+            Piece::Payload { bytes, remaining } => {
+                let taken = self.legacy.on_payload(cx, self.link.peer(), bytes, remaining);
+                self.on_legacy_taken(taken);
+            }
+        }
+        Ok(())
+    }
+
+    /// What libvirt, too, closes a link for.
+    pub(super) fn on_legacy_taken(&mut self, taken: Result<(), LinkError>) {
+        if let Err(error) = taken {
+            self.on_link_end(&error.to_string());
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What goes onto the link, and in which order.
+
+use std::io;
+
+use super::{Context, Peer, Phase, TURN};
+use crate::io::front::Front;
+use crate::io::pool::Buffer;
+use crate::proto::{CONTROL_MAX, Grant, StreamMut};
+use crate::wire::HEADER_LEN;
+
+/// Room worth reading a source into, beside the header.
+const LEAST_ROOM: usize = 4096;
+
+/// Bytes of legacy packets before data of streams has its turn.
+const LEGACY_TURN: usize = 64 * 1024;
+
+impl Peer {
+    /// Whether all is out that was owed.
+    pub(super) fn is_flushed(&self) -> bool {
+        let daemons = self.front.as_ref().is_none_or(Front::is_empty);
+        let legacy = if self.failed { self.is_between_packets() } else { daemons && self.legacy.is_empty() };
+        legacy && self.session.is_finished() && !self.link.is_writing()
+    }
+
+    /// True when it stopped at its budget.
+    pub(super) fn transmit(&mut self, cx: &mut Context<'_>) -> bool {
+        if matches!(self.phase, Phase::Lingering(_) | Phase::Gone) {
+            return false;
+        }
+        let mut budget = TURN;
+        while self.link.can_write() {
+            let buffer = if self.link.is_writing() {
+                None
+            } else {
+                if budget == 0 {
+                    return true;
+                }
+                let mut buffer = cx.pool.take();
+                self.fill(cx, &mut buffer);
+                if buffer.filled().is_empty() {
+                    cx.pool.give(buffer);
+                    return false;
+                }
+                Some(buffer)
+            };
+            match self.link.write(buffer, cx.pool) {
+                Ok(written) => {
+                    budget = budget.saturating_sub(written);
+                    if written > 0 {
+                        self.legacy.on_progress(cx.now);
+                    }
+                }
+                Err(error) => {
+                    self.on_link_end(&error.to_string());
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
+    /// Encodes what is owed, then what streams have to send, as far as the buffer reaches.
+    pub(super) fn fill(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) {
+        loop {
+            let before = buffer.filled().len();
+            if self.is_between_packets() {
+                let len = self.session.poll_control(cx.now, buffer.spare());
+                buffer.extend(len);
+            }
+            let budget = if self.failed { 0 } else { LEGACY_TURN };
+            let polled = match &mut self.front {
+                Some(front) => front.poll(buffer.spare(), cx.scratch, self.stood, budget),
+                None => Ok(self.legacy.poll_packets(cx.now, buffer.spare(), budget)),
+            };
+            match polled {
+                Ok(len) => buffer.extend(len),
+                Err(error) => return self.on_daemon(Err(error)),
+            }
+            let is_full = buffer.spare().len() < CONTROL_MAX.max(HEADER_LEN + LEAST_ROOM);
+            if is_full || !self.is_between_packets() {
+                return;
+            }
+            let sends = !self.session.is_closed() && self.fill_next(cx, buffer);
+            if !sends && buffer.filled().len() == before {
+                return;
+            }
+        }
+    }
+
+    /// Whether BiStream's packets may follow what is out.
+    pub(super) fn is_between_packets(&self) -> bool {
+        self.legacy.is_between_packets() && self.front.as_ref().is_none_or(Front::is_between_packets)
+    }
+
+    /// One packet of data, of BiStream and legacy streams by turns; false when nobody has any.
+    pub(super) fn fill_next(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> bool {
+        let grant = if self.legacy_next { None } else { self.session.poll_grant() };
+        if grant.is_none()
+            && let Some(len) = self.legacy.poll_data(cx, self.link.peer(), buffer.spare())
+        {
+            buffer.extend(len);
+            self.legacy_next = false;
+            return true;
+        }
+        let Some(grant) = grant.or_else(|| self.session.poll_grant()) else { return false };
+        self.fill_data(cx, grant, buffer);
+        self.legacy_next = true;
+        true
+    }
+
+    pub(super) fn fill_data(&mut self, cx: &mut Context<'_>, grant: Grant, buffer: &mut Buffer) {
+        let Some(channel) = self.channels.get_mut(&grant.id) else {
+            self.session.stream(grant.id).into_iter().for_each(StreamMut::blocked);
+            return;
+        };
+        // The payload is read to where it will be sent from, its header goes in front: one write, no copy.
+        let room = buffer.spare();
+        let max = grant.max.min(room.len() - HEADER_LEN);
+        let read = channel.handler.read(&mut room[HEADER_LEN..HEADER_LEN + max]);
+        let Some(stream) = self.session.stream(grant.id) else { return };
+        match read {
+            Ok(0) => {
+                let _ = stream.finish();
+            }
+            Ok(len) if len > max => {
+                self.fail(cx, grant.id, &io::Error::other("its handler claims to have read more than there was room"));
+            }
+            Ok(len) => match stream.send(len) {
+                Ok(header) => {
+                    room[..HEADER_LEN].copy_from_slice(&header);
+                    buffer.extend(HEADER_LEN + len);
+                }
+                Err(misuse) => self.fail(cx, grant.id, &io::Error::other(misuse)),
+            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.blocked(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.fail(cx, grant.id, &error),
+        }
+    }
+}
