@@ -269,7 +269,7 @@ fn legacy_streams_carry_bytes_and_holes_both_ways_beside_bulk() {
     assert_eq!(legacy_ended(&mut daemon.far), Ok(()));
     let whole = [vec![0; 3 * MIB], pattern(sent)].concat();
     assert!(*got.lock().unwrap() == whole);
-    assert!(*bulk.lock().unwrap() > 5 * MIB, "{} bytes of bulk beside it", bulk.lock().unwrap());
+    assert!(*bulk.lock().unwrap() > 2 * MIB, "{} bytes of bulk beside it", bulk.lock().unwrap());
 
     let (mut volume, _, _) = Volume::new(sent);
     volume.hole = Some(3 * MIB as u64);
