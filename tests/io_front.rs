@@ -86,6 +86,24 @@ fn packets_pass_both_ways_untouched_in_whatever_pieces() {
 }
 
 #[test]
+fn a_header_in_pieces_passes_whole() {
+    let fronted = fronted();
+    let mut turns = Raw::connect(&fronted.address);
+    turns.hello();
+    for cut in [1, 4, 27] {
+        let mut client = Raw::connect(&fronted.address);
+        let packets = [legacy(3, 1, 5), legacy(3, 2, 0), legacy(3, 3, 9)].concat();
+        client.say(&packets[..33 + cut]);
+        // What was said is read by then.
+        turns.ping();
+        turns.ping();
+        client.say(&packets[33 + cut..]);
+        let daemon = accept(&fronted.daemon);
+        assert_eq!(read(&daemon, packets.len()), packets);
+    }
+}
+
+#[test]
 fn each_client_has_a_connection_of_its_own_and_one_that_says_nothing_legacy_has_none() {
     let mut fronted = fronted();
     let mut bistream = Raw::connect(&fronted.address);
@@ -169,10 +187,11 @@ fn a_daemon_that_takes_nothing_makes_its_client_wait_and_loses_nothing() {
     let mut writer = client.stream.try_clone().unwrap();
     let saying = thread::spawn(move || (0..400).for_each(|n| writer.write_all(&legacy(3, n, 50_000)).unwrap()));
     let daemon = accept(&fronted.daemon);
-    // Others are served meanwhile.
+    // Others are served meanwhile; and in all these turns what the client says is not taken in.
     let mut other = Raw::connect(&fronted.address);
     other.hello();
-    other.ping();
+    (0..2000).for_each(|_| other.ping());
+    assert!(!saying.is_finished(), "20 MB were taken that nobody takes");
     for n in 0..400 {
         assert!(read(&daemon, 50_028) == legacy(3, n, 50_000), "packet {n}");
     }

@@ -202,7 +202,8 @@ fn calls_fail_with_the_link_and_to_a_client_there_are_none() {
     assert_eq!(daemon.call(ECHO, b"").recv_timeout(PATIENCE).unwrap(), Err(CallError::LinkLost));
     call.answer(Ok(Vec::new()));
     let near = Node::start();
-    let key = near.handle.attach(Socket::from_tcp(tcp_link().0).unwrap(), Side::Accepting, SessionOptions::default());
+    let (link, _peer) = tcp_link();
+    let key = near.handle.attach(Socket::from_tcp(link).unwrap(), Side::Accepting, SessionOptions::default());
     let (answer, answered) = mpsc::channel();
     near.handle.call(key, ECHO, Vec::new(), PATIENCE, move |came| drop(answer.send(came)));
     assert_eq!(answered.recv_timeout(PATIENCE).unwrap(), Err(CallError::Accepting));
