@@ -177,8 +177,7 @@ impl Peer {
         self.legacy.on_time(cx, self.link.peer());
         self.on_events(cx);
         self.dial_again(cx);
-        let sent = self.transmit(cx);
-        self.end_with_daemon();
+        let sent = self.transmit(cx) | self.end_with_daemon();
         self.on_events(cx);
         self.end_if_finished(cx.now);
         match self.phase {
@@ -224,14 +223,17 @@ impl Peer {
     }
 
     /// Where the daemon behind us has ended its connection, the client's ends, too: what it waits for will not come.
-    fn end_with_daemon(&mut self) {
-        if !self.session.is_closed() && self.front.as_ref().is_some_and(Front::is_over) {
+    /// True when that has happened, and there is something to be said of it.
+    fn end_with_daemon(&mut self) -> bool {
+        let ends = !self.session.is_closed() && self.front.as_ref().is_some_and(Front::is_over);
+        if ends {
             if self.stood {
                 self.session.shutdown("the daemon behind this address closed its connection");
             } else {
                 self.session.close();
             }
         }
+        ends
     }
 
     fn on_events(&mut self, cx: &mut Context<'_>) {
