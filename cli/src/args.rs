@@ -12,6 +12,7 @@ use virbistream::proto::Config;
 use virbistream::wire::DATA_MIN;
 
 use crate::demo::DemoArgs;
+use crate::uri::Uri;
 
 /// Carries many two-way streams over one connection: the disks and the memory of a live migration.
 #[derive(Debug, Parser)]
@@ -43,6 +44,8 @@ pub(crate) enum Command {
     Forward(ForwardArgs),
     /// Move disks and memory between two ends on this machine, and verify every byte
     Demo(DemoArgs),
+    /// Tell what a peer is: exit code 0 for BiStream, 3 for one that speaks libvirt's RPC alone
+    Probe(ProbeArgs),
 }
 
 impl Command {
@@ -54,7 +57,7 @@ impl Command {
             }
             Self::Serve(args) if args.libvirt.is_some() => args.check_libvirt().and_then(|()| args.session.check()),
             Self::Serve(ServeArgs { session, .. }) | Self::Forward(ForwardArgs { session, .. }) => session.check(),
-            Self::Demo(_) => Ok(()),
+            Self::Demo(_) | Self::Probe(_) => Ok(()),
         }
     }
 }
@@ -93,6 +96,21 @@ pub(crate) struct ForwardArgs {
     pub(crate) permissions: SocketArgs,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    /// The peer: qemu+unix:///system?socket=PATH, qemu+tcp://HOST[:PORT]/system, tcp://HOST:PORT or unix:///PATH
+    pub(crate) uri: Uri,
+    #[command(flatten)]
+    pub(crate) patience: Patience,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Patience {
+    /// Seconds that connecting may take, and as many that each answer may
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_timeout)]
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -277,6 +295,14 @@ fn parse_window(text: &str) -> Result<ByteSize, String> {
     match window.as_u64() >= DATA_MIN.into() {
         true => Ok(window),
         false => Err(format!("a window has at least {DATA_MIN} bytes")),
+    }
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "write a number of seconds".to_owned())?;
+    match (0.01..=3600.0).contains(&seconds) {
+        true => Ok(Duration::from_secs_f64(seconds)),
+        false => Err("from 0.01 to 3600 seconds are possible".into()),
     }
 }
 

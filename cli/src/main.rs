@@ -3,8 +3,11 @@
 mod args;
 mod demo;
 mod forward;
+mod link;
+mod probe;
 mod running;
 mod serve;
+mod uri;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -18,13 +21,15 @@ fn main() -> ExitCode {
         .filter_level(level)
         .format(|out, record| writeln!(out, "virbistream: {}", record.args()))
         .init();
+    let done = |()| ExitCode::SUCCESS;
     let result = match &cli.command {
-        Command::Serve(args) => serve::run(args).map_err(|error| error.to_string()),
-        Command::Forward(args) => forward::run(args).map_err(|error| error.to_string()),
-        Command::Demo(args) => demo::run(args).map_err(|error| error.to_string()),
+        Command::Serve(args) => serve::run(args).map(done).map_err(|error| error.to_string()),
+        Command::Forward(args) => forward::run(args).map(done).map_err(|error| error.to_string()),
+        Command::Demo(args) => demo::run(args).map(done).map_err(|error| error.to_string()),
+        Command::Probe(args) => probe::run(args).map(|found| found.exit_code()).map_err(|error| error.to_string()),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(sentence) => {
             let _ = writeln!(std::io::stderr(), "virbistream: {sentence}");
             ExitCode::FAILURE

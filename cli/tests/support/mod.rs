@@ -1,6 +1,6 @@
 //! What the tool's integration tests share.
 //!
-//! The tests run real programs: the tool itself, NBD tools and servers, QEMU with a Linux guest.
+//! The tests run real programs: the tool itself, NBD tools and servers, QEMU with a Linux guest, libvirtd.
 //! Three rules hold for all of it. Nothing is skipped: a program or a right that is missing fails
 //! the test and says what to install. Nothing waits by sleeping: every wait is for a condition
 //! that is looked at, and ends at a deadline. Nothing is left behind: each process is killed and
@@ -10,6 +10,7 @@
 pub(crate) mod bytes;
 pub(crate) mod echo;
 pub(crate) mod guest;
+pub(crate) mod libvirtd;
 pub(crate) mod migrate;
 pub(crate) mod net;
 pub(crate) mod process;
