@@ -29,7 +29,7 @@ namespaces = []
 stdio_handler = "file"
 "#;
 
-/// Becomes libvirtd. `$1` is the directory of the test: what libvirtd writes goes to file systems that go with the namespace,
+/// Runs libvirtd. `$1` is the directory of the test: what libvirtd writes goes to file systems that go with the namespace,
 /// but for its sockets.
 const INSIDE: &str = r#"
 set -e
@@ -48,7 +48,9 @@ for directory in /var/lib /var/cache /var/log; do
   mkdir "$directory/libvirt"
 done
 ip link set lo up
-exec libvirtd --listen
+# Not in its place: the first process must reap what QEMU leaves when libvirtd asks it what it can do, or libvirtd waits for it.
+libvirtd --listen &
+wait $!
 "#;
 
 /// A running libvirtd with QEMU's driver, the test driver and a pool `disks`. It goes with everything of its own.
@@ -111,7 +113,7 @@ impl Libvirtd {
     /// Where 127.0.0.1 is its own, and it listens at the port 16509: the network namespace of this process.
     #[track_caller]
     pub(crate) fn network(&self) -> Pid {
-        // unshare forks, and its only child is libvirtd.
+        // unshare forks, and its only child runs libvirtd.
         let unshare = self.process.pid().as_raw_nonzero();
         let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
         let child = children.ok().and_then(|children| children.trim().parse().ok());
