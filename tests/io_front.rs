@@ -2,14 +2,21 @@
 
 mod io_support;
 
-use std::io::{Read, Write};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use io_support::*;
-use virbistream::io::{Address, Decision, Request, SessionOptions};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+use virbistream::io::{Address, Decision, Listener, Permissions, Request, SessionOptions};
 use virbistream::proto::{Config, SessionError};
 use virbistream::wire::{Header, OpenReply, PROGRAM, PacketType, Procedure, Status};
 
@@ -20,7 +27,14 @@ struct Fronted {
     node: Node,
     address: Address,
     daemon: UnixListener,
-    _dir: tempfile::TempDir,
+    options: SessionOptions,
+    dir: tempfile::TempDir,
+}
+
+impl Fronted {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
 }
 
 fn fronted() -> Fronted {
@@ -32,8 +46,9 @@ fn fronted() -> Fronted {
         Decision::Accept(Box::new(Endless::new(Pattern::new(1), usize::MAX, mpsc::channel().0)))
     }));
     let config = Config { hello_timeout: None, ..Config::default() };
-    let address = node.listen(SessionOptions { config, targets, daemon: Some(path), ..SessionOptions::default() });
-    Fronted { node, address, daemon, _dir: dir }
+    let options = SessionOptions { config, targets, daemon: Some(path), ..SessionOptions::default() };
+    let address = node.listen(options.clone());
+    Fronted { node, address, daemon, options, dir }
 }
 
 /// A legacy packet with as much payload, which tells it from others.
@@ -100,6 +115,86 @@ fn a_header_in_pieces_passes_whole() {
         client.say(&packets[33 + cut..]);
         let daemon = accept(&fronted.daemon);
         assert_eq!(read(&daemon, packets.len()), packets);
+    }
+}
+
+/// Sends bytes, and these descriptors with the first of them.
+fn send_with(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(descriptors));
+    assert_eq!(sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()), Ok(bytes.len()));
+}
+
+/// One byte, and the descriptors that came with it.
+fn receive_with(stream: &UnixStream) -> (u8, Vec<OwnedFd>) {
+    let (mut byte, mut space) = ([0], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))]);
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    assert_eq!(recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::empty()).unwrap().bytes, 1);
+    let came = control.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
+        _ => Vec::new(),
+    });
+    (byte[0], came.collect())
+}
+
+/// A packet of this type that so many descriptors follow.
+fn with_descriptors(kind: u32, count: u32) -> Vec<u8> {
+    let header = Header { program: PROGRAM, version: 1, procedure: 350, kind, serial: 4, status: 0 };
+    [&header.encode(8)[..], &count.to_be_bytes(), b"args"].concat()
+}
+
+/// As libvirt sends them: each with a byte of its own behind the packet. What comes out of the other end is the same pipe.
+#[test]
+fn descriptors_pass_both_ways_where_both_are_unix_sockets() {
+    let fronted = fronted();
+    let path = fronted.path("front");
+    let listener = Listener::bind(&Address::Unix(path.clone()), Permissions::default()).unwrap();
+    fronted.node.handle.listen(listener, fronted.options.clone());
+    let client = patient(UnixStream::connect(path).unwrap());
+    (&client).write_all(&legacy(0, 1, 0)).unwrap();
+    let daemon = patient(accept(&fronted.daemon));
+    assert_eq!(read(&daemon, 28), legacy(0, 1, 0));
+    for (from, to, kind) in [(&client, &daemon, 4), (&daemon, &client, 5)] {
+        for count in [1u32, 3, 0] {
+            let pipes: Vec<_> = (0..count).map(|_| rustix::pipe::pipe().unwrap()).collect();
+            let mut from = from;
+            from.write_all(&[legacy(3, 9, 70_000), with_descriptors(kind, count)].concat()).unwrap();
+            for (n, (_, write)) in pipes.iter().enumerate() {
+                send_with(from, &[n as u8], &[write.as_fd()]);
+            }
+            from.write_all(&legacy(3, 8, 100)).unwrap();
+            assert!(read(to, 70_028) == legacy(3, 9, 70_000));
+            assert_eq!(read(to, 36), with_descriptors(kind, count));
+            for (n, (pipe, write)) in pipes.into_iter().enumerate() {
+                drop(write);
+                let (byte, mut came) = receive_with(to);
+                assert_eq!((usize::from(byte), came.len()), (n, 1));
+                std::fs::File::from(came.pop().unwrap()).write_all(b"it is this one").unwrap();
+                let mut said = String::new();
+                std::fs::File::from(pipe).read_to_string(&mut said).unwrap();
+                assert_eq!(said, "it is this one", "and all other copies are closed");
+            }
+            assert_eq!(read(to, 128), legacy(3, 8, 100));
+        }
+    }
+    // Those that nobody announced are dropped, and their bytes pass.
+    let (pipe, write) = rustix::pipe::pipe().unwrap();
+    send_with(&client, &legacy(3, 1, 5), &[write.as_fd()]);
+    drop(write);
+    let (byte, came) = receive_with(&daemon);
+    assert_eq!((byte, came.len()), (0, 0));
+    assert_eq!(read(&daemon, 32), legacy(3, 1, 5)[1..]);
+    assert_eq!(std::fs::File::from(pipe).read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn descriptors_that_were_announced_and_do_not_come_end_the_link() {
+    for count in [1u32, 33, u32::MAX] {
+        let fronted = fronted();
+        let mut client = Raw::connect(&fronted.address);
+        client.say(&[with_descriptors(4, count), vec![0; 5]].concat());
+        assert_eq!(client.rest(), [], "{count}");
     }
 }
 

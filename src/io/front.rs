@@ -1,16 +1,18 @@
 //! A link whose legacy packets pass to a daemon behind us, untouched and in order, by a connection of its own.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
 use std::path::Path;
+
+use std::os::fd::{AsFd, OwnedFd};
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
 
 use super::backlog::Backlog;
-use super::socket::Socket;
-use crate::wire::{Decoder, HEADER_LEN, PACKET_MAX, Piece};
+use super::socket::{DESCRIPTORS_MAX, Socket};
+use crate::wire::{Decoder, HEADER_LEN, PACKET_MAX, PacketType, Piece};
 
 /// Bytes that may wait for the daemon, before the link is read no further.
 const MAX_UP: usize = 1 << 20;
@@ -24,6 +26,8 @@ pub(super) struct Front {
     can_read: bool,
     can_write: bool,
     up: Backlog,
+    /// Those that wait in it, each where a hole stands, with the byte that it comes with.
+    up_descriptors: VecDeque<(u8, OwnedFd)>,
     /// The client has ended; to be told to the daemon behind what waits for it.
     finish_due: bool,
     /// Cuts what the daemon says into packets.
@@ -37,6 +41,53 @@ pub(super) struct Front {
     /// A packet is out by half.
     begun: bool,
     ended: bool,
+    following: Following,
+    /// Those that came with what was read last.
+    descriptors: VecDeque<OwnedFd>,
+    /// The next to be sent, behind what was given.
+    descriptor: Option<(u8, OwnedFd)>,
+}
+
+/// How many descriptors follow a packet, each with a byte of its own behind it.
+#[derive(Default)]
+pub(super) struct Following {
+    /// The number's bytes so far, which stand in front of the payload.
+    number: Option<(usize, [u8; 4])>,
+    due: u32,
+}
+
+impl Following {
+    /// A piece of a packet. Gives an error for more than libvirt sends.
+    pub(super) fn see(&mut self, piece: &Piece<'_>) -> io::Result<()> {
+        match piece {
+            Piece::Header { header, payload_len } => {
+                let with = matches!(header.packet_type(), Some(PacketType::CallWithFds | PacketType::ReplyWithFds));
+                self.number = (with && *payload_len > 0).then_some((0, [0; 4]));
+            }
+            Piece::Payload { bytes, remaining } => {
+                let Some((came, number)) = &mut self.number else { return Ok(()) };
+                for (to, from) in number[*came..].iter_mut().zip(*bytes) {
+                    *to = *from;
+                    *came += 1;
+                }
+                if *remaining == 0 {
+                    self.due = if *came == 4 { u32::from_be_bytes(*number) } else { 0 };
+                    self.number = None;
+                }
+            }
+        }
+        if self.due as usize > DESCRIPTORS_MAX {
+            return Err(io::Error::other("a packet with more descriptors than there can be"));
+        }
+        Ok(())
+    }
+
+    /// Whether the next byte comes with a descriptor; then it is counted.
+    pub(super) fn is_next(&mut self) -> bool {
+        let is_next = self.due > 0;
+        self.due -= u32::from(is_next);
+        is_next
+    }
 }
 
 impl Front {
@@ -56,6 +107,10 @@ impl Front {
             partial: 0,
             begun: false,
             ended: false,
+            following: Following::default(),
+            descriptors: VecDeque::new(),
+            descriptor: None,
+            up_descriptors: VecDeque::new(),
         })
     }
 
@@ -76,6 +131,13 @@ impl Front {
         Ok(())
     }
 
+    /// Passes on a descriptor of the client's, and the byte that it came with.
+    pub(super) fn write_descriptor(&mut self, byte: u8, descriptor: OwnedFd) -> io::Result<()> {
+        self.up.push_hole(0);
+        self.up_descriptors.push_back((byte, descriptor));
+        self.flush()
+    }
+
     /// The client says no more.
     pub(super) fn finish(&mut self) -> io::Result<()> {
         self.finish_due = true;
@@ -84,6 +146,10 @@ impl Front {
 
     fn flush(&mut self) -> io::Result<()> {
         while !self.up.is_empty() && self.can_write {
+            if self.up.front_hole().is_some() {
+                self.flush_descriptor()?;
+                continue;
+            }
             let mut slices = [IoSlice::new(&[]); 16];
             let set = self.up.front(&mut slices);
             let taken = write_some(&mut self.daemon, &mut self.can_write, &slices[..set])?;
@@ -95,13 +161,29 @@ impl Front {
         Ok(())
     }
 
+    fn flush_descriptor(&mut self) -> io::Result<()> {
+        let waiting = self.up_descriptors.front();
+        let written =
+            waiting.map_or(Ok(()), |(byte, descriptor)| self.daemon.write_with_descriptor(*byte, descriptor.as_fd()));
+        match written {
+            Ok(()) => {
+                self.up_descriptors.pop_front();
+                self.up.pop_hole();
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.can_write = false,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     fn write_some(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         write_some(&mut self.daemon, &mut self.can_write, slices)
     }
 
     /// Whether the daemon takes so little that the link should not be read.
     pub(super) fn is_full(&self) -> bool {
-        self.up.len() > MAX_UP
+        self.up.len() > MAX_UP || self.up_descriptors.len() > DESCRIPTORS_MAX
     }
 
     /// Whether the daemon has ended and all that it said is out.
@@ -143,9 +225,31 @@ impl Front {
     fn read_through(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let len = self.read(out)?;
         let mut input = &out[..len];
-        while self.decoder.decode(&mut input).map_err(io::Error::other)?.is_some() {}
-        self.begun = !self.decoder.at_boundary();
+        while !input.is_empty() {
+            if self.following.is_next() {
+                // The last byte of what was read: the kernel gives none beyond the one that a descriptor comes with.
+                let descriptor = self.descriptors.pop_front().filter(|_| input.len() == 1);
+                let descriptor =
+                    descriptor.ok_or_else(|| io::Error::other("it announced a descriptor and sent none"))?;
+                self.descriptor = Some((input[0], descriptor));
+                return Ok(len - 1);
+            }
+            if let Some(piece) = self.decoder.decode(&mut input).map_err(io::Error::other)? {
+                self.following.see(&piece)?;
+            }
+        }
+        self.begun = !self.decoder.at_boundary() || self.following.due > 0;
+        self.descriptors.clear();
         Ok(len)
+    }
+
+    /// A descriptor that is to be sent behind what was given, with its byte.
+    pub(super) fn take_descriptor(&mut self) -> Option<(u8, OwnedFd)> {
+        let descriptor = self.descriptor.take();
+        if descriptor.is_some() {
+            self.begun = self.following.due > 0;
+        }
+        descriptor
     }
 
     fn keep(&mut self, mut input: &[u8]) -> io::Result<()> {
@@ -153,6 +257,10 @@ impl Front {
         loop {
             let before = input.len();
             let piece = self.decoder.decode(&mut input).map_err(io::Error::other)?;
+            piece.iter().try_for_each(|piece| self.following.see(piece))?;
+            if self.following.due > 0 {
+                return Err(io::Error::other("it sends descriptors, and the client shares its link with BiStream"));
+            }
             self.partial += before - input.len();
             let ends = match piece {
                 None => return Ok(()),
@@ -184,7 +292,7 @@ impl Front {
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.can_read && !self.ended {
-            match self.daemon.read(buf) {
+            match self.daemon.read_with_descriptors(buf, &mut self.descriptors) {
                 Ok(0) => {
                     self.ended = true;
                     self.can_read = false;
@@ -203,6 +311,7 @@ impl Front {
         self.ended = true;
         (self.can_read, self.can_write) = (false, false);
         (self.up, self.down) = (Backlog::default(), Backlog::default());
+        self.up_descriptors.clear();
         self.whole.clear();
     }
 

@@ -1,8 +1,11 @@
 //! The sockets that links and relays run on.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
@@ -10,6 +13,10 @@ use std::time::{Duration, Instant};
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
 use socket2::SockRef;
 
 use super::address::Address;
@@ -20,6 +27,9 @@ const NOTSENT_LOWAT: u32 = 256 * 1024;
 
 /// How long until a UNIX socket with a full backlog is dialled again: the system does not tell when there is room.
 const BACKLOG_RETRY: Duration = Duration::from_millis(20);
+
+/// The most descriptors that libvirt sends with a packet.
+pub(super) const DESCRIPTORS_MAX: usize = 32;
 
 /// A connected stream socket, non-blocking.
 #[derive(Debug)]
@@ -126,6 +136,37 @@ impl Socket {
         if let Kind::Tcp(stream) = &self.kind {
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
+    }
+
+    /// Reads, and keeps the descriptors that come along, in their order. The last byte is the one that they came with.
+    pub(super) fn read_with_descriptors(
+        &mut self,
+        buf: &mut [u8],
+        descriptors: &mut VecDeque<OwnedFd>,
+    ) -> io::Result<usize> {
+        let Kind::Unix(stream) = &self.kind else { return self.read(buf) };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(stream, &mut [IoSliceMut::new(buf)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(came) = message {
+                descriptors.extend(came);
+            }
+        }
+        Ok(received.bytes)
+    }
+
+    /// Writes one byte, and a descriptor with it.
+    pub(super) fn write_with_descriptor(&mut self, byte: u8, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        let Kind::Unix(stream) = &self.kind else {
+            return Err(io::Error::other("descriptors do not pass over TCP"));
+        };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [descriptor];
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        sendmsg(stream, &[IoSlice::new(&[byte])], &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
     }
 
     fn source(&mut self) -> &mut dyn Source {

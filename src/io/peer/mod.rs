@@ -12,7 +12,7 @@ use mio::Registry;
 
 use super::call::Answer;
 use super::channel::Channel;
-use super::front::Front;
+use super::front::{Following, Front};
 use super::handle::{Handle, OutgoingCall, SessionKey, SessionOptions, StreamKey};
 use super::legacy::Legacy;
 use super::link::Link;
@@ -62,6 +62,8 @@ pub(super) struct Peer {
     legacy: Legacy,
     /// Who gets legacy packets instead of `legacy`, once one has come.
     front: Option<Front>,
+    /// Descriptors that are to come behind a packet for it.
+    following: Following,
     /// A legacy stream sends next, if one can.
     legacy_next: bool,
     channels: BTreeMap<StreamId, Channel>,
@@ -101,7 +103,10 @@ fn later(now: Instant, wait: Duration) -> Instant {
 }
 
 impl Peer {
-    pub(super) fn new(key: SessionKey, side: Side, link: Link, options: SessionOptions, now: Instant) -> Self {
+    pub(super) fn new(key: SessionKey, side: Side, mut link: Link, options: SessionOptions, now: Instant) -> Self {
+        if options.daemon.is_some() {
+            link.keep_descriptors();
+        }
         let session = match side {
             Side::Connecting => Session::connect(options.config.clone(), now),
             Side::Accepting => Session::accept(options.config.clone(), now),
@@ -114,6 +119,7 @@ impl Peer {
             ours: false,
             legacy: Legacy::new(key, side, &options),
             front: None,
+            following: Following::default(),
             legacy_next: false,
             channels: BTreeMap::new(),
             dialling: Vec::new(),

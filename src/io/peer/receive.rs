@@ -74,11 +74,21 @@ impl Peer {
         self.session.handle_heard(cx.now);
         let (read, mut passing) = (input, Passing::default());
         while !self.session.is_closed() {
+            if let Some((byte, rest)) = input.split_first()
+                && self.following.is_next()
+            {
+                input = rest;
+                self.pass_on(cx, passing.take(read));
+                self.pass_descriptor(cx, *byte);
+                continue;
+            }
             let before = input.len();
             match self.decoder.decode(&mut input) {
                 Ok(Some(piece)) if self.is_passed_on(&piece) => {
                     let begun_before = passing.add(&piece, before - input.len(), read.len() - input.len());
                     begun_before.into_iter().for_each(|header| self.pass_on(cx, &header));
+                    let seen = self.following.see(&piece);
+                    self.on_daemon(seen);
                 }
                 Ok(Some(piece)) => {
                     self.pass_on(cx, passing.take(read));
@@ -93,6 +103,15 @@ impl Peer {
             }
         }
         self.pass_on(cx, passing.take(read));
+        self.link.forget_descriptors();
+    }
+
+    fn pass_descriptor(&mut self, cx: &mut Context<'_>, byte: u8) {
+        let Some(descriptor) = self.link.take_descriptor() else {
+            return self.on_link_end("the client announced a descriptor and sent none");
+        };
+        let passed = self.front(cx).and_then(|front| front.write_descriptor(byte, descriptor));
+        self.on_daemon(passed);
     }
 
     pub(super) fn is_passed_on(&mut self, piece: &Piece<'_>) -> bool {

@@ -37,7 +37,7 @@ impl Peer {
                 }
                 let mut buffer = cx.pool.take();
                 self.fill(cx, &mut buffer);
-                if buffer.filled().is_empty() {
+                if buffer.filled().is_empty() && !self.link.is_writing() {
                     cx.pool.give(buffer);
                     return false;
                 }
@@ -75,6 +75,9 @@ impl Peer {
             match polled {
                 Ok(len) => buffer.extend(len),
                 Err(error) => return self.on_daemon(Err(error)),
+            }
+            if let Some((byte, descriptor)) = self.front.as_mut().and_then(Front::take_descriptor) {
+                return self.link.send_descriptor(byte, descriptor);
             }
             let is_full = buffer.spare().len() < CONTROL_MAX.max(HEADER_LEN + LEAST_ROOM);
             if is_full || !self.is_between_packets() {
