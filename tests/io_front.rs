@@ -147,11 +147,25 @@ fn with_descriptors(kind: u32, count: u32) -> Vec<u8> {
 /// As libvirt sends them: each with a byte of its own behind the packet. What comes out of the other end is the same pipe.
 #[test]
 fn descriptors_pass_both_ways_where_both_are_unix_sockets() {
+    descriptors_pass_both_ways(|_| ());
+}
+
+#[test]
+fn descriptors_pass_both_ways_beside_bistream() {
+    descriptors_pass_both_ways(|mut client| {
+        client.write_all(&hello()).unwrap();
+        let len = u32::from_be_bytes(read(client, 4).try_into().unwrap());
+        read(client, len as usize - 4);
+    });
+}
+
+fn descriptors_pass_both_ways(begin: impl FnOnce(&UnixStream)) {
     let fronted = fronted();
     let path = fronted.path("front");
     let listener = Listener::bind(&Address::Unix(path.clone()), Permissions::default()).unwrap();
     fronted.node.handle.listen(listener, fronted.options.clone());
     let client = patient(UnixStream::connect(path).unwrap());
+    begin(&client);
     (&client).write_all(&legacy(0, 1, 0)).unwrap();
     let daemon = patient(accept(&fronted.daemon));
     assert_eq!(read(&daemon, 28), legacy(0, 1, 0));

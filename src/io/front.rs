@@ -34,10 +34,11 @@ pub(super) struct Front {
     decoder: Decoder,
     /// Where others share the link: what the daemon said, up to a packet that has not come whole yet.
     down: Backlog,
-    /// The lengths of the whole packets in it, the first without what is out already.
-    whole: VecDeque<usize>,
-    /// Bytes of the packet that has not come whole.
-    partial: usize,
+    down_descriptors: VecDeque<(u8, OwnedFd)>,
+    /// The whole packets in it, the first without what is out already.
+    whole: VecDeque<Extent>,
+    /// Of the packet that has not come whole.
+    partial: Extent,
     /// A packet is out by half.
     begun: bool,
     ended: bool,
@@ -46,6 +47,13 @@ pub(super) struct Front {
     descriptors: VecDeque<OwnedFd>,
     /// The next to be sent, behind what was given.
     descriptor: Option<(u8, OwnedFd)>,
+}
+
+/// What belongs to one packet.
+#[derive(Default)]
+struct Extent {
+    len: usize,
+    descriptors: usize,
 }
 
 /// How many descriptors follow a packet, each with a byte of its own behind it.
@@ -104,7 +112,8 @@ impl Front {
             decoder: Decoder::new(PACKET_MAX),
             down: Backlog::default(),
             whole: VecDeque::new(),
-            partial: 0,
+            partial: Extent::default(),
+            down_descriptors: VecDeque::new(),
             begun: false,
             ended: false,
             following: Following::default(),
@@ -198,7 +207,7 @@ impl Front {
 
     /// Whether another's packet may follow what was given last.
     pub(super) fn is_between_packets(&self) -> bool {
-        !self.begun
+        !self.begun && self.descriptor.is_none()
     }
 
     /// Puts what the daemon says into the front of `out`; gives how many bytes. Where nobody else is on the link, it is read to
@@ -215,7 +224,7 @@ impl Front {
         if !shared || self.begun && self.whole.is_empty() {
             return self.read_through(out);
         }
-        while self.can_read && self.down.len() < MAX_DOWN {
+        while self.can_read && self.down.len() < MAX_DOWN && self.down_descriptors.len() < DESCRIPTORS_MAX {
             let len = self.read(scratch)?;
             self.keep(&scratch[..len])?;
         }
@@ -227,11 +236,8 @@ impl Front {
         let mut input = &out[..len];
         while !input.is_empty() {
             if self.following.is_next() {
-                // The last byte of what was read: the kernel gives none beyond the one that a descriptor comes with.
-                let descriptor = self.descriptors.pop_front().filter(|_| input.len() == 1);
-                let descriptor =
-                    descriptor.ok_or_else(|| io::Error::other("it announced a descriptor and sent none"))?;
-                self.descriptor = Some((input[0], descriptor));
+                self.descriptor = Some(self.descriptor_of(input)?);
+                self.begun = self.following.due > 0;
                 return Ok(len - 1);
             }
             if let Some(piece) = self.decoder.decode(&mut input).map_err(io::Error::other)? {
@@ -245,44 +251,54 @@ impl Front {
 
     /// A descriptor that is to be sent behind what was given, with its byte.
     pub(super) fn take_descriptor(&mut self) -> Option<(u8, OwnedFd)> {
-        let descriptor = self.descriptor.take();
-        if descriptor.is_some() {
-            self.begun = self.following.due > 0;
-        }
-        descriptor
+        self.descriptor.take()
+    }
+
+    /// The descriptor that the byte in front of `input` came with.
+    fn descriptor_of(&mut self, input: &[u8]) -> io::Result<(u8, OwnedFd)> {
+        // It is the last byte of what was read: the kernel gives none beyond the one that a descriptor comes with.
+        let descriptor = self.descriptors.pop_front().filter(|_| input.len() == 1);
+        let descriptor = descriptor.ok_or_else(|| io::Error::other("it announced a descriptor and sent none"))?;
+        Ok((input[0], descriptor))
     }
 
     fn keep(&mut self, mut input: &[u8]) -> io::Result<()> {
-        self.down.push(input);
-        loop {
-            let before = input.len();
-            let piece = self.decoder.decode(&mut input).map_err(io::Error::other)?;
-            piece.iter().try_for_each(|piece| self.following.see(piece))?;
-            if self.following.due > 0 {
-                return Err(io::Error::other("it sends descriptors, and the client shares its link with BiStream"));
+        while !input.is_empty() {
+            if self.following.is_next() {
+                let came = self.descriptor_of(input)?;
+                self.down_descriptors.push_back(came);
+                self.partial.descriptors += 1;
+                input = &[];
+            } else {
+                let before = input;
+                let piece = self.decoder.decode(&mut input).map_err(io::Error::other)?;
+                let taken = &before[..before.len() - input.len()];
+                self.down.push(taken);
+                self.partial.len += taken.len();
+                piece.iter().try_for_each(|piece| self.following.see(piece))?;
             }
-            self.partial += before - input.len();
-            let ends = match piece {
-                None => return Ok(()),
-                Some(Piece::Header { payload_len, .. }) => payload_len == 0,
-                Some(Piece::Payload { remaining, .. }) => remaining == 0,
-            };
-            if ends {
+            if self.decoder.at_boundary() && self.following.due == 0 {
                 self.whole.push_back(std::mem::take(&mut self.partial));
             }
         }
+        self.descriptors.clear();
+        Ok(())
     }
 
     fn take_whole(&mut self, out: &mut [u8], budget: usize) -> usize {
         let mut len = 0;
-        while let Some(left) = self.whole.front_mut() {
-            if out.len() == len || !self.begun && len >= budget {
+        while let Some(packet) = self.whole.front_mut() {
+            if self.descriptor.is_some() || out.len() == len || !self.begun && len >= budget {
                 break;
             }
-            let taken = self.down.take(&mut out[len..], *left);
+            let taken = self.down.take(&mut out[len..], packet.len);
             len += taken;
-            *left -= taken;
-            self.begun = *left > 0;
+            packet.len -= taken;
+            if packet.len == 0 && packet.descriptors > 0 {
+                packet.descriptors -= 1;
+                self.descriptor = self.down_descriptors.pop_front();
+            }
+            self.begun = packet.len > 0 || packet.descriptors > 0;
             if !self.begun {
                 self.whole.pop_front();
             }
@@ -312,6 +328,7 @@ impl Front {
         (self.can_read, self.can_write) = (false, false);
         (self.up, self.down) = (Backlog::default(), Backlog::default());
         self.up_descriptors.clear();
+        self.down_descriptors.clear();
         self.whole.clear();
     }
 
