@@ -141,7 +141,8 @@ fn known_pool(name: &Text) -> Result<Pool, RemoteError> {
 }
 
 fn known_volume(pool: &Text, name: &Text) -> Result<Volume, RemoteError> {
-    let unknown = || RemoteError::new(NO_VOLUME, FROM_STORAGE, format!("Storage volume not found: no volume {}", name.0));
+    let unknown =
+        || RemoteError::new(NO_VOLUME, FROM_STORAGE, format!("Storage volume not found: no volume {}", name.0));
     known_pool(pool)?;
     Some(volume()).filter(|volume| volume.name == *name).ok_or_else(unknown)
 }
@@ -153,7 +154,7 @@ fn screenshot(call: Call) {
         Ok(_) => {
             let picture = Disk::new(draw());
             let mime = Some(Text::from("image/x-portable-pixmap"));
-            answer_with_transfer(call, &mime, StreamOptions::new(Direction::Sending), picture.transfer(0, 0));
+            answer_with_transfer(call, &mime, StreamOptions::new(Direction::Sending), picture.transfer(0, 0, false));
         }
     });
 }
@@ -168,11 +169,14 @@ fn draw() -> Vec<u8> {
 }
 
 fn transfer(call: Call, disk: &Disk, direction: Direction) {
-    match call.arguments::<Range>().and_then(|range| known_volume(&range.volume.pool, &range.volume.name).map(|_| range)) {
+    match call
+        .arguments::<Range>()
+        .and_then(|range| known_volume(&range.volume.pool, &range.volume.name).map(|_| range))
+    {
         Err(error) => call.answer(Err(error)),
         Ok(range) => {
             let options = StreamOptions { sparse: range.flags & SPARSE != 0, ..StreamOptions::new(direction) };
-            answer_with_transfer(call, &(), options, disk.transfer(range.offset, range.length));
+            answer_with_transfer(call, &(), options, disk.transfer(range.offset, range.length, options.sparse));
         }
     }
 }

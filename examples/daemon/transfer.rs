@@ -23,12 +23,13 @@ impl Disk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A stream of `length` bytes from `offset` on, of all that follow if it is 0. `None` when they are not all there.
-    pub(crate) fn transfer(&self, offset: u64, length: u64) -> Option<Transfer> {
+    /// A stream of `length` bytes from `offset` on, of all that follow if it is 0; with holes where it is `sparse`. `None` when
+    /// they are not all there.
+    pub(crate) fn transfer(&self, offset: u64, length: u64, sparse: bool) -> Option<Transfer> {
         let len = self.bytes().len();
         let at = usize::try_from(offset).ok().filter(|at| *at <= len)?;
         let end = if length == 0 { len } else { at.checked_add(usize::try_from(length).ok()?)? };
-        (end <= len).then(|| Transfer { disk: self.clone(), at, end })
+        (end <= len).then(|| Transfer { disk: self.clone(), at, end, sparse })
     }
 }
 
@@ -38,6 +39,7 @@ pub(crate) struct Transfer {
     disk: Disk,
     at: usize,
     end: usize,
+    sparse: bool,
 }
 
 impl Transfer {
@@ -68,14 +70,16 @@ impl Handler for Transfer {
     fn detach(&mut self, _registry: &Registry) {}
 
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let len = buf.len().min(self.end - self.at);
+        // A sparse one goes as far as the next hole.
+        let rest = if self.sparse { self.run(false) } else { self.end - self.at };
+        let len = buf.len().min(rest);
         let at = self.advance(len)?;
         buf[..len].copy_from_slice(&self.disk.bytes()[at..at + len]);
         Ok(len)
     }
 
     fn read_hole(&mut self) -> io::Result<Option<u64>> {
-        let zeroes = self.run(true);
+        let zeroes = if self.sparse { self.run(true) } else { 0 };
         self.at += zeroes;
         Ok((zeroes > 0).then_some(zeroes as u64))
     }
