@@ -179,8 +179,11 @@ impl Peer {
     /// The loop.
     fn serve(mut self, inputs: &Receiver<Input>) -> Outcome {
         loop {
+            // What is said can be the last of a stream, or of the session: that is an event again.
             self.take_events()?;
-            self.send()?;
+            while self.send()? {
+                self.take_events()?;
+            }
             if self.session.is_finished() {
                 return self.outcome;
             }
@@ -388,25 +391,21 @@ impl Peer {
         Ok(())
     }
 
-    /// Writes all that is to be said: control packets first, then calls, then the stream's bytes.
-    fn send(&mut self) -> Outcome {
-        let mut out = vec![0; HEADER_LEN + CHUNK];
-        loop {
-            let mut len = 0;
-            if self.rpc.is_between_packets() {
-                len = self.session.poll_control(Instant::now(), &mut out);
-            }
-            if len == 0 {
-                len = self.rpc.poll_packets(&mut out, HEADER_LEN + CHUNK);
-            }
-            if len == 0 {
-                len = self.fill(&mut out)?;
-            }
-            if len == 0 {
-                return Ok(());
-            }
-            self.link.write_all(&out[..len])?;
+    /// Writes what is to be said next: control packets, then calls, then the stream's bytes. False when there is nothing.
+    fn send(&mut self) -> Outcome<bool> {
+        let mut out = [0; HEADER_LEN + CHUNK];
+        let mut len = 0;
+        if self.rpc.is_between_packets() {
+            len = self.session.poll_control(Instant::now(), &mut out);
         }
+        if len == 0 {
+            len = self.rpc.poll_packets(&mut out, HEADER_LEN + CHUNK);
+        }
+        if len == 0 {
+            len = self.fill(&mut out)?;
+        }
+        self.link.write_all(&out[..len])?;
+        Ok(len > 0)
     }
 
     /// Puts a packet of the stream's bytes into the front of `out`; gives its length.
