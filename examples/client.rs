@@ -149,12 +149,11 @@ struct Peer {
     is_bistream: bool,
     inputs: Sender<Input>,
     target: Option<String>,
-    opening: Option<StreamId>,
     stream: Option<Stream>,
     /// What is still to be called, the first of it now if `is_calling`.
     calls: VecDeque<ProcedureId>,
     is_calling: bool,
-    /// How the session ended.
+    /// What went wrong first, of the stream or of the session.
     outcome: Outcome,
 }
 
@@ -168,7 +167,6 @@ impl Peer {
             is_bistream: false,
             inputs,
             target,
-            opening: None,
             stream: None,
             calls: VecDeque::new(),
             is_calling: false,
@@ -193,6 +191,8 @@ impl Peer {
             let first = inputs.recv_timeout(wait).ok();
             for input in first.into_iter().chain(inputs.try_iter()) {
                 self.take(input)?;
+                // At once: when it has answered the last call, libvirtd ends the link, as it should.
+                self.take_events()?;
             }
             self.session.handle_timeout(Instant::now());
             self.rpc.handle_timeout(Instant::now());
@@ -289,7 +289,7 @@ impl Peer {
                 Event::Established { version, .. } => {
                     eprintln!("the peer speaks BiStream {version}");
                     if let Some(target) = self.target.take() {
-                        self.opening = Some(self.session.open(Instant::now(), Open { target, ..Open::default() })?);
+                        self.session.open(Instant::now(), Open { target, ..Open::default() })?;
                     }
                     self.begin_calls();
                 }
@@ -302,7 +302,11 @@ impl Peer {
                     eprintln!("the stream is over: {stats:?}");
                     self.stream = None;
                 }
-                Event::Failed { error, .. } => return Err(error.into()),
+                Event::Failed { error, .. } => {
+                    self.outcome = Err(error.into());
+                    self.calls.clear();
+                    self.session.close();
+                }
                 Event::Incoming { id, .. } => {
                     if let Some(stream) = self.session.stream(id) {
                         stream.refuse(RemoteError::new(
@@ -312,7 +316,7 @@ impl Peer {
                         ))?;
                     }
                 }
-                Event::Closed(cause) => self.outcome = cause.map_err(Into::into),
+                Event::Closed(cause) if self.outcome.is_ok() => self.outcome = cause.map_err(Into::into),
                 // After the last byte nothing more is printed; whom the peer stops is asked for no more.
                 _ => {}
             }
@@ -331,7 +335,6 @@ impl Peer {
         thread::spawn(move || read_stdin(&asked, &inputs));
         thread::spawn(move || print(&chunks, &to_loop));
         ask.send(())?;
-        self.opening = None;
         self.stream = Some(Stream { id, ask, unsent: Vec::new(), printer });
         Ok(())
     }
@@ -342,20 +345,18 @@ impl Peer {
 
     /// Calls what comes next; the last call waits for the stream, and the end of the session for both.
     fn call_next(&mut self) -> Outcome {
-        let is_streaming = self.opening.is_some() || self.stream.is_some();
-        match self.calls.front() {
-            Some(&procedure) if !self.is_calling && !(is_streaming && procedure == CONNECT_CLOSE) => {
-                let mut arguments = Vec::new();
-                if procedure == CONNECT_OPEN {
-                    xdr_codec::pack(&true, &mut arguments)?;
-                    xdr_codec::pack_string(HYPERVISOR, None, &mut arguments)?;
-                    xdr_codec::pack(&0u32, &mut arguments)?;
-                }
-                self.rpc.call(Instant::now(), procedure, &arguments, PATIENCE)?;
-                self.is_calling = true;
-            }
-            _ => {}
+        let Some(&procedure) = self.calls.front() else { return Ok(()) };
+        if self.is_calling || (procedure == CONNECT_CLOSE && self.session.stream_count() > 0) {
+            return Ok(());
         }
+        let mut arguments = Vec::new();
+        if procedure == CONNECT_OPEN {
+            xdr_codec::pack(&true, &mut arguments)?;
+            xdr_codec::pack_string(HYPERVISOR, None, &mut arguments)?;
+            xdr_codec::pack(&0u32, &mut arguments)?;
+        }
+        self.rpc.call(Instant::now(), procedure, &arguments, PATIENCE)?;
+        self.is_calling = true;
         Ok(())
     }
 
