@@ -339,7 +339,7 @@ fn more() -> Vec<Case> {
 fn screenshot(peer: &mut Peer) -> Verdict {
     peer.login_to("test:///default")?;
     let domain = peer.call(DOMAIN_LOOKUP_BY_NAME, 2, &string("test"))?;
-    let kind = peer.call(DOMAIN_SCREENSHOT, 3, &[&domain[..], &[0; 8]].concat())?;
+    let kind = peer.call_for_stream(DOMAIN_SCREENSHOT, 3, &[&domain[..], &[0; 8]].concat())?;
     if !kind.ends_with(&string("image/png")) {
         return Err(Fault::new("the type image/png", format!("{kind:02x?}")));
     }

@@ -1,5 +1,6 @@
 //! A connection to the peer that is judged: whatever bytes are wanted go out, and packets come in as they are.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -42,6 +43,8 @@ pub(super) struct Peer {
     timeout: Duration,
     connection: String,
     received: Vec<u8>,
+    /// What came before its turn, and is next.
+    early: VecDeque<Packet>,
 }
 
 /// A packet of libvirt's remote program.
@@ -73,7 +76,7 @@ impl Peer {
         let link = Link::connect(&setting.uri.address, Instant::now() + setting.timeout)
             .map_err(|error| Fault::new("a connection", error))?;
         let connection = setting.uri.connection.clone();
-        Ok(Self { link, timeout: setting.timeout, connection, received: Vec::new() })
+        Ok(Self { link, timeout: setting.timeout, connection, received: Vec::new(), early: VecDeque::new() })
     }
 
     /// As a client begins: asks how to authenticate, and opens what the URI names.
@@ -93,6 +96,29 @@ impl Peer {
         let header = call(procedure, serial);
         self.send(&packet(&header, arguments))?;
         self.expect(&reply(&header, Status::Ok))
+    }
+
+    /// A call that begins a stream. libvirtd may send of the stream before it has answered the call.
+    pub(super) fn call_for_stream(&mut self, procedure: u32, serial: u32, arguments: &[u8]) -> Result<Vec<u8>, Fault> {
+        let header = call(procedure, serial);
+        self.send(&packet(&header, arguments))?;
+        let mut early = VecDeque::new();
+        let until = self.deadline();
+        loop {
+            match self.receive_until(until) {
+                Came::Packet(packet) if packet.header == reply(&header, Status::Ok) => {
+                    self.early = early;
+                    return Ok(packet.payload);
+                }
+                Came::Packet(packet)
+                    if (packet.header.procedure, packet.header.serial) == (procedure, serial)
+                        && matches!(packet.header.packet_type(), Some(PacketType::Stream | PacketType::StreamHole)) =>
+                {
+                    early.push_back(packet);
+                }
+                other => return Err(Fault::new(Described(&reply(&header, Status::Ok), &[]), other)),
+            }
+        }
     }
 
     /// That the peer takes no more is no fault: what comes next says what it made of it.
@@ -120,6 +146,9 @@ impl Peer {
     }
 
     pub(super) fn receive_until(&mut self, until: Instant) -> Came {
+        if let Some(packet) = self.early.pop_front() {
+            return Came::Packet(packet);
+        }
         let mut buffer = [0; 64 * 1024];
         loop {
             if let Some(packet) = self.take_packet() {

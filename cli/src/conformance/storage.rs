@@ -66,7 +66,7 @@ impl Volume<'_> {
     /// Begins a stream, over `length` bytes from `offset`, 0 for all.
     fn begin(&mut self, procedure: u32, offset: u64, length: u64, flags: u32) -> Verdict {
         let arguments = [&self.name[..], &offset.to_be_bytes(), &length.to_be_bytes(), &flags.to_be_bytes()].concat();
-        self.peer.call(procedure, STREAM, &arguments).map(drop)
+        self.peer.call_for_stream(procedure, STREAM, &arguments).map(drop)
     }
 
     fn upload(&mut self, length: u64, flags: u32) -> Verdict {
