@@ -183,8 +183,10 @@ fn answer(call: &Header, status: u32) -> Header {
     Header { kind: 1, status, ..*call }
 }
 
+type Change = fn(&mut RemoteError);
+
 /// As libvirt refuses calls, but for what the change makes of it. Everything else is passed over.
-fn legacy(call: &Header, change: fn(&mut RemoteError)) -> Vec<u8> {
+fn legacy(call: &Header, change: Change) -> Vec<u8> {
     if call.kind != 0 {
         return Vec::new();
     }
@@ -240,7 +242,7 @@ fn a_legacy_case_fails_by_each_way_to_break_it() {
         (twice, false)
     });
     // One field is wrong.
-    let changes: [(&str, fn(&mut RemoteError)); 8] = [
+    let changes: [(&str, Change); 8] = [
         ("code: 38", |error| error.code = 38),
         ("domain: 8", |error| error.domain = 8),
         ("level: 1", |error| error.level = 1),

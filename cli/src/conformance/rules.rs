@@ -63,7 +63,8 @@ fn no_session(peer: &mut Peer) -> Verdict {
     peer.send(&say_hello(&hello()))?;
     match peer.receive() {
         Came::Closed | Came::Nothing => Ok(()),
-        other => Err(Fault::new("nothing of BiStream on a link whose peer began badly", other)),
+        Came::Packet(packet) if packet.header == header(block::HELLO, kind::REPLY, HELLO_SERIAL, 1) => Ok(()),
+        other => Err(Fault::new("nothing of BiStream but a refusal on a link that began badly", other)),
     }
 }
 
