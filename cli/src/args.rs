@@ -11,6 +11,7 @@ use virbistream::io::{Address, Permissions};
 use virbistream::proto::Config;
 use virbistream::wire::DATA_MIN;
 
+use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
 use crate::uri::Uri;
 
@@ -46,6 +47,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Tell what a peer is: exit code 0 for BiStream, 3 for one that speaks libvirt's RPC alone
     Probe(ProbeArgs),
+    /// Ask a peer for all that the protocol and libvirt's RPC promise, case by case, and print TAP
+    Conformance(ConformanceArgs),
 }
 
 impl Command {
@@ -57,6 +60,7 @@ impl Command {
             }
             Self::Serve(args) if args.libvirt.is_some() => args.check_libvirt().and_then(|()| args.session.check()),
             Self::Serve(ServeArgs { session, .. }) | Self::Forward(ForwardArgs { session, .. }) => session.check(),
+            Self::Conformance(args) => args.check(),
             Self::Demo(_) | Self::Probe(_) => Ok(()),
         }
     }

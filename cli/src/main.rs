@@ -1,6 +1,7 @@
 //! The operator's tool: two-way streams over one connection, for migrations with unmodified libvirt and QEMU.
 
 mod args;
+mod conformance;
 mod demo;
 mod forward;
 mod link;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Forward(args) => forward::run(args).map(done).map_err(|error| error.to_string()),
         Command::Demo(args) => demo::run(args).map(done).map_err(|error| error.to_string()),
         Command::Probe(args) => probe::run(args).map(|found| found.exit_code()).map_err(|error| error.to_string()),
+        Command::Conformance(args) => conformance::run(args),
     };
     match result {
         Ok(code) => code,

@@ -15,7 +15,7 @@ fn version_and_help_are_on_stdout() {
     let version = tool().arg("--version").succeed(PATIENCE);
     assert_eq!(version.stdout.trim(), concat!("virbistream ", env!("CARGO_PKG_VERSION")));
     let help = tool().arg("--help").succeed(PATIENCE);
-    for word in ["serve", "forward", "demo", "probe"] {
+    for word in ["serve", "forward", "demo", "probe", "conformance"] {
         assert!(help.stdout.contains(word), "{help}");
     }
     for (subcommand, words) in [

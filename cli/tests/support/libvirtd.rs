@@ -2,7 +2,7 @@
 
 use super::process::{Process, Run};
 use super::{PATIENCE, Scratch, need_root, wait_for};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -113,10 +113,23 @@ impl Libvirtd {
     /// Where 127.0.0.1 is its own, and it listens at the port 16509: the network namespace of this process.
     #[track_caller]
     pub(crate) fn network(&self) -> Pid {
-        // unshare forks, and its only child runs libvirtd.
+        self.inner().expect("the process in the namespaces")
+    }
+
+    /// unshare forks, and its only child runs libvirtd: all in its namespace goes with that one.
+    fn inner(&self) -> Option<Pid> {
         let unshare = self.process.pid().as_raw_nonzero();
-        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
-        let child = children.ok().and_then(|children| children.trim().parse().ok());
-        child.and_then(Pid::from_raw).expect("the process in the namespaces")
+        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
+        Pid::from_raw(children.trim().parse().ok()?)
+    }
+}
+
+impl Drop for Libvirtd {
+    /// The inner one first: unshare reaps it, and nothing writes any more when the directory is removed.
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner() {
+            _ = kill_process(inner, Signal::KILL);
+            _ = self.process.try_end(PATIENCE);
+        }
     }
 }

@@ -256,7 +256,8 @@ impl Process {
         format!("/proc/{}/{file}", self.pid.as_raw_nonzero().get())
     }
 
-    fn try_end(&mut self, within: Duration) -> Option<ExitStatus> {
+    /// Waits for its end; `None` when it still runs then.
+    pub(crate) fn try_end(&mut self, within: Duration) -> Option<ExitStatus> {
         if self.ended.is_none() {
             let deadline = Instant::now() + within;
             loop {
