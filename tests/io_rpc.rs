@@ -15,7 +15,7 @@ use virbistream::io::{
 };
 use virbistream::proto::{Config, Side, StreamError};
 use virbistream::rpc::{self, CallError, Direction, ProcedureId, StreamOptions};
-use virbistream::wire::{Open, RemoteError, codes, domains};
+use virbistream::wire::{Header, Open, RemoteError, codes, domains, encode_packet};
 
 const ECHO: ProcedureId = ProcedureId::remote(4);
 const SLOW: ProcedureId = ProcedureId::remote(5);
@@ -419,8 +419,8 @@ fn a_client_that_knows_no_bistream_is_served_and_leaves_in_order() {
 }
 
 /// Our client at a daemon that does not know HELLO: typed, and the same link serves calls.
-#[test]
-fn a_client_falls_back_to_calls_on_the_same_link() {
+/// A client of ours, and the raw daemon that has told it that it knows no BiStream.
+fn legacy_daemon() -> (Node, SessionKey, Raw) {
     let (near, far) = tcp_link();
     let mut node = Node::start();
     let options = SessionOptions { keep_legacy: true, ..SessionOptions::default() };
@@ -428,13 +428,18 @@ fn a_client_falls_back_to_calls_on_the_same_link() {
     let mut daemon = Raw::from(far);
     let (hello, _) = daemon.receive();
     let error = RemoteError::new(codes::RPC, domains::RPC, "unknown procedure: 1112735745");
-    let reply = |status| virbistream::wire::Header { kind: 1, status, ..hello };
-    let mut packet = vec![0; 1000];
-    let len = virbistream::wire::encode_packet(&reply(1), &error, &mut packet).unwrap();
+    let mut packet = [0; 1000];
+    let len = encode_packet(&Header { kind: 1, status: 1, ..hello }, &error, &mut packet).unwrap();
     daemon.say(&packet[..len]);
     node.wait("that it is legacy", |report| {
         matches!(report, Report::Legacy { session, .. } if *session == key).then_some(())
     });
+    (node, key, daemon)
+}
+
+#[test]
+fn a_client_falls_back_to_calls_on_the_same_link() {
+    let (mut node, key, mut daemon) = legacy_daemon();
     let (answer, answered) = mpsc::channel();
     node.handle.call(key, ECHO, b"args".to_vec(), PATIENCE, move |came| drop(answer.send(came)));
     let (call, body) = daemon.receive();
@@ -442,9 +447,39 @@ fn a_client_falls_back_to_calls_on_the_same_link() {
         (ProcedureId { program: call.program, version: call.version, procedure: call.procedure }, &body[..]),
         (ECHO, &b"args"[..])
     );
-    daemon.say(&virbistream::wire::Header { kind: 1, ..call }.encode(0));
+    daemon.say(&Header { kind: 1, ..call }.encode(0));
     assert_eq!(answered.recv_timeout(PATIENCE).unwrap(), Ok(Vec::new()));
     node.handle.close(key);
     assert_eq!(daemon.rest(), []);
     assert_eq!(node.session_ended(key), Ok(()));
+}
+
+/// As libvirtd does at times.
+#[test]
+fn what_a_daemon_sends_before_it_answers_the_call_waits_for_the_handler() {
+    for place in 0..3 {
+        let (mut node, key, mut daemon) = legacy_daemon();
+        let (volume, got, _) = Volume::new(0);
+        let begun = (StreamOptions::new(Direction::Receiving), Box::new(volume) as Box<dyn Handler>);
+        let (answer, answered) = mpsc::channel();
+        node.handle.call_with_stream(key, DOWNLOAD, Vec::new(), PATIENCE, begun, move |came| drop(answer.send(came)));
+        let (call, _) = daemon.receive();
+        let stream = |status| Header { kind: 3, status, ..call };
+        let mut packets = vec![[&stream(2).encode(4)[..], b"data"].concat(), stream(2).encode(0).to_vec()];
+        packets.insert(place, Header { kind: 1, ..call }.encode(0).to_vec());
+        for packet in &packets[..place] {
+            daemon.say(packet);
+        }
+        // What was said before has come when this is answered.
+        let ping = Header { program: rpc::KEEPALIVE, procedure: 1, kind: 2, serial: 0, ..call };
+        daemon.say(&ping.encode(0));
+        assert_eq!(daemon.receive(), (Header { procedure: 2, ..ping }, vec![]));
+        assert_eq!(*got.lock().unwrap(), b"", "not before it stands");
+        packets[place..].iter().for_each(|packet| daemon.say(packet));
+        assert_eq!(daemon.receive(), (stream(0), vec![]));
+        daemon.say(&stream(0).encode(0));
+        assert_eq!(legacy_ended(&mut node), Ok(()));
+        assert_eq!(answered.recv_timeout(PATIENCE).unwrap(), Ok(Vec::new()));
+        assert_eq!(*got.lock().unwrap(), b"data");
+    }
 }

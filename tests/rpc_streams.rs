@@ -3,8 +3,10 @@
 mod rpc_support;
 
 use rpc_support::*;
-use virbistream::rpc::{Direction, LegacyId, LinkError, StreamError, StreamEvent, StreamOptions};
-use virbistream::wire::{Header, RemoteError, codes, domains};
+use virbistream::rpc::{
+    CallError, CallId, ClientEvent, Direction, LegacyId, LinkError, StreamError, StreamEvent, StreamOptions,
+};
+use virbistream::wire::{Body, Header, RemoteError, codes, domains};
 
 const DOWNLOAD: u32 = 209;
 const UPLOAD: u32 = 208;
@@ -21,18 +23,23 @@ fn flipped(direction: Direction) -> Direction {
     }
 }
 
+/// A call for a stream. `direction` is the client's.
+fn begin(pair: &mut Pair, direction: Direction) -> (CallId, LegacyId) {
+    let procedure = remote(if direction == Direction::Sending { UPLOAD } else { DOWNLOAD });
+    pair.client.rpc.call_with_stream(pair.now, procedure, b"volume", MINUTE, options(direction)).expect("called")
+}
+
 /// A stream, and its names at the client and at the server. `direction` is the client's.
 fn stream(pair: &mut Pair, direction: Direction) -> (LegacyId, LegacyId) {
     let procedure = remote(if direction == Direction::Sending { UPLOAD } else { DOWNLOAD });
-    let call =
-        pair.client.rpc.call_with_stream(pair.now, procedure, b"volume", MINUTE, options(direction)).expect("called");
+    let (call, client) = begin(pair, direction);
     pair.settle();
     let incoming = pair.call();
     assert_eq!((incoming.procedure, &incoming.arguments[..]), (procedure, &b"volume"[..]));
     let server = pair.server.rpc.answer_with_stream(incoming.id, b"", options(flipped(direction))).expect("it waits");
     pair.settle();
     match pair.client.events.pop() {
-        Some(virbistream::rpc::ClientEvent::Answered { call: answered, answer: Ok(_), stream: Some(client) }) => {
+        Some(ClientEvent::Answered { call: answered, answer: Ok(_) }) => {
             assert_eq!(answered, call);
             (client, server)
         }
@@ -288,15 +295,34 @@ fn what_libvirt_closes_the_link_for_closes_it_here() {
     let _ = call;
 }
 
+/// libvirtd 9.0 answers with a REPLY, to which there was no call.
+#[test]
+fn a_hole_that_is_none_is_answered_as_libvirtd_does() {
+    let hole = |length: i64, flags: u32| [&length.to_be_bytes()[..], &flags.to_be_bytes()].concat();
+    let text = "Library function returned error but did not set virError";
+    let error = RemoteError { str1: None, str2: None, ..RemoteError::new(1, 7, text) };
+    for (length, flags) in [(-1, 0), (0, 0), (1, 1), (i64::MIN, 0)] {
+        let mut pair = Pair::new(1);
+        let (_, server) = stream(&mut pair, Direction::Sending);
+        pair.up(&packet(6, CONTINUE, UPLOAD, &hole(length, flags)));
+        assert_eq!(pair.server.packets(), packet(1, ERROR, UPLOAD, &encoded(&error)));
+        let news = pair.server.stream_news();
+        assert!(
+            matches!(&news[..], [StreamEvent::Failed(id, StreamError::Misbehaved(_))] if *id == server),
+            "{news:?}"
+        );
+        // What follows is passed over, up to the client's last word.
+        pair.up(&packet(6, CONTINUE, UPLOAD, &hole(length, flags)));
+        pair.up(&packet(3, CONTINUE, UPLOAD, b"data"));
+        assert_eq!(pair.server.packets(), []);
+        pair.up(&packet(3, ERROR, UPLOAD, &[]));
+        assert_eq!(pair.server.rpc.stream_count(), 0);
+    }
+}
+
 #[test]
 fn a_stream_that_is_misused_fails_and_its_link_lives() {
-    let hole = |length: i64, flags: u32| [&length.to_be_bytes()[..], &flags.to_be_bytes()].concat();
-    for wrong in [
-        packet(6, 2, UPLOAD, &hole(-1, 0)),
-        packet(6, 2, UPLOAD, &hole(1, 1)),
-        packet(3, 9, UPLOAD, b"x"),
-        packet(3, 0xffff_ffff, UPLOAD, b""),
-    ] {
+    for wrong in [packet(3, 9, UPLOAD, b"x"), packet(3, 0xffff_ffff, UPLOAD, b"")] {
         let mut pair = Pair::new(1);
         let (client, server) = stream(&mut pair, Direction::Sending);
         pair.up(&wrong);
@@ -310,6 +336,133 @@ fn a_stream_that_is_misused_fails_and_its_link_lives() {
         assert_eq!(pair.server.rpc.stream_count(), 0);
         stream(&mut pair, Direction::Receiving);
     }
+}
+
+const OK: u32 = 0;
+const ERROR: u32 = 1;
+const CONTINUE: u32 = 2;
+
+fn reply(status: u32) -> Vec<u8> {
+    let body = if status == OK { Vec::new() } else { encoded(&RemoteError::new(1, 2, "refused")) };
+    packet(1, status, DOWNLOAD, &body)
+}
+
+fn encoded(error: &RemoteError) -> Vec<u8> {
+    let mut body = Vec::new();
+    error.encode(&mut body).unwrap();
+    body
+}
+
+/// As libvirtd does at times: the stream's own thread is faster than the call's.
+#[test]
+fn what_a_daemon_sends_before_the_reply_is_not_lost() {
+    let data = packet(3, CONTINUE, DOWNLOAD, b"data");
+    let hole = packet(6, CONTINUE, DOWNLOAD, &[&9u64.to_be_bytes()[..], &[0; 4]].concat());
+    let end = packet(3, CONTINUE, DOWNLOAD, &[]);
+    for place in 0..4 {
+        for piece in PIECES {
+            let mut pair = Pair::new(piece);
+            let (call, stream) = begin(&mut pair, Direction::Receiving);
+            pair.client.packets();
+            let mut packets = vec![data.clone(), hole.clone(), end.clone()];
+            packets.insert(place, reply(OK));
+            pair.down(&packets.concat());
+            assert_eq!(pair.client.events, [ClientEvent::Answered { call, answer: Ok(vec![]) }]);
+            assert_eq!(pair.client.stream_news(), [StreamEvent::Finished(stream)]);
+            assert_eq!(pair.client.came[&stream], [Came::Bytes(b"data".to_vec()), Came::Hole(9)]);
+            pair.client.rpc.stream(stream).unwrap().finish();
+            assert_eq!(pair.client.packets(), packet(3, OK, DOWNLOAD, &[]));
+            pair.down(&packet(3, OK, DOWNLOAD, &[]));
+            assert_eq!(pair.client.stream_news(), [StreamEvent::Over(stream)]);
+        }
+    }
+    // And its error.
+    let mut pair = Pair::new(1);
+    let (call, stream) = begin(&mut pair, Direction::Receiving);
+    pair.client.packets();
+    let error = RemoteError::new(38, 38, "it broke");
+    pair.down(&packet(3, ERROR, DOWNLOAD, &encoded(&error)));
+    assert_eq!(pair.client.stream_news(), [StreamEvent::Failed(stream, StreamError::Remote(Box::new(error)))]);
+    pair.down(&reply(OK));
+    assert_eq!(pair.client.events, [ClientEvent::Answered { call, answer: Ok(vec![]) }]);
+    assert!(pair.client.rpc.stream(stream).is_none());
+}
+
+#[test]
+fn a_call_that_is_refused_begins_no_stream() {
+    let mut pair = Pair::new(1);
+    let (_, stream) = begin(&mut pair, Direction::Receiving);
+    pair.client.packets();
+    pair.down(&packet(3, CONTINUE, DOWNLOAD, b"too soon"));
+    pair.down(&reply(ERROR));
+    assert!(matches!(pair.client.events[..], [ClientEvent::Answered { answer: Err(CallError::Remote(_)), .. }]));
+    assert!(pair.client.rpc.stream(stream).is_none());
+    pair.down(&packet(3, CONTINUE, DOWNLOAD, b"of no stream"));
+    assert_eq!(pair.client.stream_news(), []);
+    assert_eq!(pair.client.packets(), []);
+    // A second answer ends no stream that stands.
+    let mut pair = Pair::new(1);
+    let (_, stream) = begin(&mut pair, Direction::Receiving);
+    pair.client.packets();
+    pair.down(&[reply(OK), reply(ERROR), reply(OK), packet(3, CONTINUE, DOWNLOAD, b"data")].concat());
+    assert_eq!(pair.client.bytes(stream), b"data");
+    assert_eq!(pair.client.packets(), []);
+}
+
+#[test]
+fn a_stream_that_nobody_waits_for_any_more_is_ended_when_it_stands() {
+    let abort = packet(3, ERROR, DOWNLOAD, &[]);
+    for timed_out in [false, true] {
+        for status in [OK, ERROR] {
+            let mut pair = Pair::new(1);
+            let (call, stream) = begin(&mut pair, Direction::Receiving);
+            pair.client.packets();
+            if timed_out {
+                pair.client.rpc.handle_timeout(pair.now + MINUTE);
+                pair.client.take_events();
+                assert_eq!(pair.client.events, [ClientEvent::Answered { call, answer: Err(CallError::Timeout) }]);
+            } else {
+                pair.client.rpc.stream(stream).unwrap().fail(&RemoteError::new(1, 0, ""));
+            }
+            assert_eq!(pair.client.packets(), [], "the daemon may not know the stream yet");
+            pair.down(&[packet(3, CONTINUE, DOWNLOAD, b"data"), reply(status)].concat());
+            assert_eq!(pair.client.packets(), if status == OK { abort.clone() } else { vec![] });
+            pair.down(&packet(3, OK, DOWNLOAD, &[]));
+            assert!(pair.client.rpc.stream(stream).is_none());
+            assert_eq!((pair.client.stream_news(), pair.client.bytes(stream)), (vec![], vec![]));
+        }
+    }
+}
+
+#[test]
+fn a_client_sends_nothing_on_a_stream_before_its_call_is_answered() {
+    let mut pair = Pair::new(1);
+    let (_, stream) = begin(&mut pair, Direction::Sending);
+    let incoming = {
+        pair.settle();
+        pair.call()
+    };
+    pair.client.rpc.stream(stream).unwrap().ready();
+    assert_eq!(pair.client.rpc.poll_grant(), None);
+    assert!(!pair.client.rpc.stream(stream).unwrap().send_hole(5));
+    pair.client.rpc.stream(stream).unwrap().finish();
+    assert_eq!(pair.client.packets(), []);
+    pair.server.rpc.answer_with_stream(incoming.id, b"", options(Direction::Receiving)).unwrap();
+    pair.settle();
+    pair.client.rpc.stream(stream).unwrap().ready();
+    assert_eq!(pair.client.rpc.poll_grant(), Some(stream));
+    for length in [0, 1 << 63, u64::MAX] {
+        assert!(!pair.client.rpc.stream(stream).unwrap().send_hole(length), "{length}");
+    }
+}
+
+#[test]
+fn the_link_of_a_stream_whose_call_is_not_answered_is_lost_once() {
+    let mut pair = Pair::new(1);
+    let (call, _) = begin(&mut pair, Direction::Receiving);
+    pair.client.rpc.handle_link_lost();
+    assert_eq!(pair.client.stream_news(), []);
+    assert_eq!(pair.client.events, [ClientEvent::Answered { call, answer: Err(CallError::LinkLost) }]);
 }
 
 #[test]

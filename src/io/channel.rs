@@ -41,8 +41,8 @@ pub(super) struct Channel {
     pub(super) token: Token,
     pub(super) key: StreamKey,
     pub(super) target: String,
-    /// Stands: accepted by whoever was asked, and attached.
-    pub(super) is_open: bool,
+    /// Stands: accepted by whoever was asked, and attached. What comes before waits.
+    is_open: bool,
     can_write: bool,
     backlog: Backlog,
     /// The peer finished; to be told to the handler behind the backlog.
@@ -62,12 +62,22 @@ impl Channel {
             key,
             target,
             is_open: false,
-            can_write: true,
+            can_write: false,
             backlog: Backlog::default(),
             finish_due: false,
             stopped: false,
             finished: false,
         }
+    }
+
+    /// It stands, and its handler is attached. Gives how many bytes were delivered of those that came before.
+    pub(super) fn open(&mut self) -> io::Result<u64> {
+        self.is_open = true;
+        self.flush()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
     }
 
     /// Takes bytes of the peer's: to the handler while it keeps up, the rest into the backlog. Gives how many were
@@ -137,7 +147,7 @@ impl Channel {
     }
 
     fn finish_if_due(&mut self) -> io::Result<()> {
-        if self.finish_due && self.backlog.is_empty() {
+        if self.finish_due && self.is_open && self.backlog.is_empty() {
             self.finish_due = false;
             self.stopped = true;
             self.handler.finish()?;

@@ -309,7 +309,7 @@ impl Dispatcher {
                 self.with(session, now, |peer, _| peer.message(procedure, &body));
             }
             Command::Call { session, call } if self.peers.contains_key(&session) => {
-                self.with(session, now, |peer, cx| peer.call(cx.now, call));
+                self.with(session, now, |peer, cx| peer.call(cx, call));
             }
             Command::Call { call, .. } => (call.on_answer)(Err(CallError::LinkLost)),
             Command::Close { session } => self.with(session, now, |peer, _| peer.close()),

@@ -15,8 +15,8 @@ use super::report::Report;
 use super::tokens::Place;
 use crate::proto::{SessionError, Side, StreamError};
 use crate::rpc::{
-    self, CallError, CallId, Client, ClientEvent, IncomingCall, IncomingId, LegacyId, LegacyStream, LinkError,
-    ProcedureId, STREAM_DATA_MAX, Server, ServerEvent, StreamEvent, StreamPiece,
+    self, CallError, CallId, Client, ClientEvent, Direction, IncomingCall, IncomingId, LegacyId, LegacyStream,
+    LinkError, ProcedureId, STREAM_DATA_MAX, Server, ServerEvent, StreamEvent, StreamPiece,
 };
 use crate::wire::{HEADER_LEN, Header, RemoteError, codes, domains};
 
@@ -36,9 +36,8 @@ pub(super) struct Legacy {
 
 /// A call of ours.
 struct Waiting {
-    procedure: ProcedureId,
     on_answer: OnAnswer,
-    handler: Option<Box<dyn Handler>>,
+    stream: Option<LegacyId>,
 }
 
 enum Rpc {
@@ -48,7 +47,7 @@ enum Rpc {
 
 enum Event {
     Called(IncomingCall),
-    Answered { call: CallId, answer: Result<Vec<u8>, CallError>, stream: Option<LegacyId> },
+    Answered { call: CallId, answer: Result<Vec<u8>, CallError> },
     Message { procedure: ProcedureId, body: Vec<u8> },
     Stream(StreamEvent),
 }
@@ -71,7 +70,7 @@ impl Rpc {
                 ServerEvent::Stream(event) => Event::Stream(event),
             },
             Self::Client(client) => match client.poll_event()? {
-                ClientEvent::Answered { call, answer, stream } => Event::Answered { call, answer, stream },
+                ClientEvent::Answered { call, answer } => Event::Answered { call, answer },
                 ClientEvent::Message { procedure, body } => Event::Message { procedure, body },
                 ClientEvent::Stream(event) => Event::Stream(event),
             },
@@ -195,12 +194,14 @@ impl Legacy {
     fn fill(&mut self, cx: &mut Context<'_>, id: LegacyId, room: &mut [u8]) -> usize {
         let Some(channel) = self.channels.get_mut(&id) else { return 0 };
         let max = (room.len() - HEADER_LEN).min(STREAM_DATA_MAX);
-        let read = match channel.handler.read_hole() {
+        let is_sparse = self.rpc.stream(id).is_some_and(|stream| stream.options().sparse);
+        let hole = if is_sparse { channel.handler.read_hole() } else { Ok(None) };
+        let read = match hole {
             Ok(None) => channel.handler.read(&mut room[HEADER_LEN..HEADER_LEN + max]),
             Ok(Some(length)) => {
                 let sent = self.rpc.stream(id).is_none_or(|stream| stream.send_hole(length));
                 if !sent {
-                    self.fail(cx, id, &io::Error::other("its handler gives holes to a stream that has none"));
+                    self.fail(cx, id, &io::Error::other(format!("its handler gives a hole of {length} bytes")));
                 }
                 return 0;
             }
@@ -263,8 +264,13 @@ impl Legacy {
 
     /// The handler failed.
     fn fail(&mut self, cx: &mut Context<'_>, id: LegacyId, error: &io::Error) {
-        let told = RemoteError::new(codes::SYSTEM_ERROR, domains::STREAMS, error.to_string())
-            .with_ints(error.raw_os_error().unwrap_or_default(), 0);
+        let sends = self.rpc.stream(id).is_some_and(|stream| stream.options().direction == Direction::Sending);
+        let done = if sends { "read from" } else { "write to" };
+        let text = error.to_string();
+        // The number is told beside it.
+        let text = text.split(" (os error").next().unwrap_or_default();
+        let told = RemoteError::new(codes::SYSTEM_ERROR, domains::STREAMS, format!("cannot {done} stream: {text}"))
+            .with_ints(error.raw_os_error().unwrap_or_default(), -1);
         if let Some(stream) = self.rpc.stream(id) {
             stream.fail(&told);
         }
@@ -276,7 +282,7 @@ impl Legacy {
         while let Some(event) = self.rpc.poll_event() {
             match event {
                 Event::Called(call) => self.on_call(cx, peer, call),
-                Event::Answered { call, answer, stream } => self.on_answered(cx, call, answer, stream),
+                Event::Answered { call, answer } => self.on_answered(cx, call, answer),
                 Event::Message { procedure, body } => {
                     (cx.report)(Report::Message { session: self.key, procedure, body });
                 }
@@ -305,22 +311,18 @@ impl Legacy {
         }
     }
 
-    fn on_answered(
-        &mut self,
-        cx: &mut Context<'_>,
-        call: CallId,
-        answer: Result<Vec<u8>, CallError>,
-        stream: Option<LegacyId>,
-    ) {
+    fn on_answered(&mut self, cx: &mut Context<'_>, call: CallId, answer: Result<Vec<u8>, CallError>) {
         let Some(waiting) = self.calls.remove(&call) else { return };
-        match (stream, waiting.handler) {
-            (Some(id), Some(handler)) => self.add_channel(cx, id, waiting.procedure, handler),
-            (_, Some(mut handler)) => {
-                let cause = answer.as_ref().err().map_or("no stream came".to_owned(), CallError::to_string);
-                handler.detach(cx.registry);
-                handler.reset(&StreamError::Local(Box::new(RemoteError::new(codes::RPC, domains::RPC, cause))));
+        match (waiting.stream, &answer) {
+            (Some(id), Ok(_)) => self.attach(cx, id),
+            (Some(id), Err(error)) => {
+                if let Some(mut channel) = self.channels.remove(&id) {
+                    cx.tokens.remove(channel.token);
+                    channel.handler.detach(cx.registry);
+                    channel.handler.reset(&not_begun(error));
+                }
             }
-            (_, None) => {}
+            (None, _) => {}
         }
         (waiting.on_answer)(answer);
     }
@@ -334,6 +336,7 @@ impl Legacy {
                 // Where nobody waits for the answer any more, the handler is dropped unused.
                 if let Some(id) = server.answer_with_stream(call, &body, options) {
                     self.add_channel(cx, id, procedure, handler);
+                    self.attach(cx, id);
                 }
             }
         }
@@ -349,36 +352,57 @@ impl Legacy {
     }
 
     /// Calls the daemon.
-    pub(super) fn call(&mut self, now: Instant, call: OutgoingCall) {
+    pub(super) fn call(&mut self, cx: &mut Context<'_>, call: OutgoingCall) {
         let OutgoingCall { procedure, arguments, timeout, stream, on_answer } = call;
         let Rpc::Client(client) = &mut self.rpc else {
             on_answer(Err(CallError::Accepting));
             return;
         };
         let (options, handler) = stream.unzip();
-        let call = match options {
-            Some(options) => client.call_with_stream(now, procedure, &arguments, timeout, options),
-            None => client.call(now, procedure, &arguments, timeout),
+        let called = match options {
+            Some(options) => {
+                let called = client.call_with_stream(cx.now, procedure, &arguments, timeout, options);
+                called.map(|(call, stream)| (call, Some(stream)))
+            }
+            None => client.call(cx.now, procedure, &arguments, timeout).map(|call| (call, None)),
         };
-        match call {
-            Ok(call) => drop(self.calls.insert(call, Waiting { procedure, on_answer, handler })),
-            Err(error) => on_answer(Err(error)),
+        match called {
+            Err(error) => {
+                if let Some(mut handler) = handler {
+                    handler.detach(cx.registry);
+                    handler.reset(&not_begun(&error));
+                }
+                on_answer(Err(error));
+            }
+            Ok((call, stream)) => {
+                if let Some((id, handler)) = stream.zip(handler) {
+                    self.add_channel(cx, id, procedure, handler);
+                }
+                self.calls.insert(call, Waiting { on_answer, stream });
+            }
         }
     }
 
+    /// What comes before it is attached waits.
     fn add_channel(&mut self, cx: &mut Context<'_>, id: LegacyId, procedure: ProcedureId, handler: Box<dyn Handler>) {
-        let place = Place::Legacy(self.key, id);
-        let token = cx.tokens.add(place);
+        let token = cx.tokens.add(Place::Legacy(self.key, id));
         let opened = Opened { key: StreamKey(cx.handle.next_key()), target: procedure.to_string(), handler };
-        let mut channel = Channel::new(opened, token);
-        channel.is_open = true;
-        let waker = Waker::new(cx.handle, place);
-        let attached = channel.handler.attach(&Attachment { registry: cx.registry, token, waker });
-        self.channels.insert(id, channel);
-        match attached {
-            Err(error) => self.fail(cx, id, &error),
-            Ok(()) => self.rpc.stream(id).into_iter().for_each(LegacyStream::ready),
+        self.channels.insert(id, Channel::new(opened, token));
+    }
+
+    /// The stream stands, unless it was over before it was known to stand.
+    fn attach(&mut self, cx: &mut Context<'_>, id: LegacyId) {
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        let waker = Waker::new(cx.handle, Place::Legacy(self.key, id));
+        let attached = channel.handler.attach(&Attachment { registry: cx.registry, token: channel.token, waker });
+        if let Err(error) = attached {
+            return self.fail(cx, id, &error);
         }
+        let delivered = channel.open();
+        if let Some(stream) = self.rpc.stream(id) {
+            stream.ready();
+        }
+        self.on_delivered(cx, id, delivered);
     }
 
     fn end_channel(&mut self, cx: &mut Context<'_>, id: LegacyId, cause: Result<(), rpc::StreamError>) {
@@ -397,6 +421,11 @@ impl Legacy {
         either!(&mut self.rpc, end => end.handle_link_lost());
         self.on_events(cx, "");
     }
+}
+
+/// What the handler of a stream is told whose call failed.
+fn not_begun(error: &CallError) -> StreamError {
+    StreamError::Local(Box::new(RemoteError::new(codes::RPC, domains::RPC, error.to_string())))
 }
 
 /// What a handler is told: it may serve both kinds of streams.

@@ -19,14 +19,13 @@ pub struct CallId(u32);
 /// What happened on the link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientEvent {
-    /// A call has its answer: the body of the reply, and the stream begun with it if one was asked for.
+    /// A call has its answer: the body of the reply. The stream that it was made with stands where it is a good one, and is no
+    /// more where it is not.
     Answered {
         /// Which.
         call: CallId,
         /// What came of it.
         answer: Result<Vec<u8>, CallError>,
-        /// The stream, where the call was made with one and answered well.
-        stream: Option<LegacyId>,
     },
     /// The daemon tells of an event, or whatever else needs no answer.
     Message {
@@ -43,7 +42,7 @@ pub enum ClientEvent {
 struct Waiting {
     procedure: ProcedureId,
     deadline: Instant,
-    stream: Option<StreamOptions>,
+    stream: Option<LegacyId>,
 }
 
 #[derive(Debug)]
@@ -96,10 +95,11 @@ impl Client {
         arguments: &[u8],
         timeout: Duration,
     ) -> Result<CallId, CallError> {
-        self.begin(now, procedure, arguments, timeout, None)
+        self.begin(now, procedure, arguments, timeout).map(|(call, _)| call)
     }
 
-    /// Calls for a legacy stream.
+    /// Calls for a legacy stream. Its name is known from the call on, since a daemon may send data before the reply, and libvirtd
+    /// does at times; our own goes behind the reply alone.
     ///
     /// # Errors
     /// [`CallError::TooLong`]; nothing is sent then.
@@ -110,8 +110,11 @@ impl Client {
         arguments: &[u8],
         timeout: Duration,
         options: StreamOptions,
-    ) -> Result<CallId, CallError> {
-        self.begin(now, procedure, arguments, timeout, Some(options))
+    ) -> Result<(CallId, LegacyId), CallError> {
+        let (call, header) = self.begin(now, procedure, arguments, timeout)?;
+        let stream = self.streams.open(&header, options, false);
+        self.calls.entry(call.0).and_modify(|waiting| waiting.stream = Some(stream));
+        Ok((call, stream))
     }
 
     fn begin(
@@ -120,17 +123,17 @@ impl Client {
         procedure: ProcedureId,
         arguments: &[u8],
         timeout: Duration,
-        stream: Option<StreamOptions>,
-    ) -> Result<CallId, CallError> {
+    ) -> Result<(CallId, Header), CallError> {
         if arguments.len() > (PACKET_MAX - PACKET_MIN) as usize {
             return Err(CallError::TooLong);
         }
         let serial = self.next_serial();
         let deadline = now + timeout.min(LONGEST);
-        self.outbox.push(&procedure.header(PacketType::Call, serial, Status::Ok), arguments);
-        self.calls.insert(serial, Waiting { procedure, deadline, stream });
+        let header = procedure.header(PacketType::Call, serial, Status::Ok);
+        self.outbox.push(&header, arguments);
+        self.calls.insert(serial, Waiting { procedure, deadline, stream: None });
         self.deadlines.insert((deadline, serial));
-        Ok(CallId(serial))
+        Ok((CallId(serial), header))
     }
 
     /// One that no call and no stream has. It comes round after 2³² calls.
@@ -152,7 +155,7 @@ impl Client {
         match header.packet_type() {
             Some(PacketType::Message) if header.program == KEEPALIVE => {
                 if header.procedure == PING {
-                    self.outbox.push(&Header { procedure: PONG, ..*header }, &[]);
+                    self.outbox.push(&Header { procedure: PONG, serial: 0, ..*header }, &[]);
                 }
             }
             Some(PacketType::Reply | PacketType::Message) => {
@@ -202,6 +205,7 @@ impl Client {
             self.events.push_back(ClientEvent::Message { procedure, body });
             return;
         }
+        self.streams.on_answer(&header, &mut self.outbox);
         // One that came too late, or answers nothing of ours.
         if self.calls.get(&header.serial).is_none_or(|waiting| waiting.procedure != procedure) {
             return;
@@ -216,8 +220,7 @@ impl Client {
                 Err(CallError::Remote(Box::new(RemoteError::new(codes::RPC, domains::RPC, text))))
             }
         };
-        let stream = waiting.stream.filter(|_| answer.is_ok()).map(|options| self.streams.open(&header, options));
-        self.events.push_back(ClientEvent::Answered { call: CallId(header.serial), answer, stream });
+        self.events.push_back(ClientEvent::Answered { call: CallId(header.serial), answer });
     }
 
     /// What happened since; until `None`, after every `handle_…`.
@@ -236,9 +239,11 @@ impl Client {
             && deadline <= now
         {
             self.deadlines.pop_first();
-            self.calls.remove(&serial);
+            if let Some(stream) = self.calls.remove(&serial).and_then(|waiting| waiting.stream) {
+                self.streams.give_up(stream);
+            }
             let answer = Err(CallError::Timeout);
-            self.events.push_back(ClientEvent::Answered { call: CallId(serial), answer, stream: None });
+            self.events.push_back(ClientEvent::Answered { call: CallId(serial), answer });
         }
     }
 
@@ -247,7 +252,7 @@ impl Client {
         self.deadlines.clear();
         for (serial, _) in std::mem::take(&mut self.calls) {
             let answer = Err(CallError::LinkLost);
-            self.events.push_back(ClientEvent::Answered { call: CallId(serial), answer, stream: None });
+            self.events.push_back(ClientEvent::Answered { call: CallId(serial), answer });
         }
         self.outbox = Outbox::default();
         self.streams.lose();

@@ -128,7 +128,7 @@ impl Server {
 
     fn on_keepalive(&mut self, header: &Header) {
         if header.procedure == PING {
-            self.outbox.push(&Header { procedure: PONG, ..*header }, &[]);
+            self.outbox.push(&Header { procedure: PONG, serial: 0, ..*header }, &[]);
         }
     }
 
@@ -185,7 +185,7 @@ impl Server {
     pub fn answer_with_stream(&mut self, call: IncomingId, answer: &[u8], options: StreamOptions) -> Option<LegacyId> {
         let header = self.end_call(call)?;
         self.put_answer(&header, Ok(answer));
-        Some(self.streams.open(&header, options))
+        Some(self.streams.open(&header, options, true))
     }
 
     fn end_call(&mut self, call: IncomingId) -> Option<Header> {

@@ -108,6 +108,8 @@ struct Stream {
     call: Header,
     options: StreamOptions,
     state: State,
+    /// The call that began it has its answer: before that the client sends nothing.
+    answered: bool,
     /// Received and not consumed.
     held: u64,
     in_turn: bool,
@@ -144,13 +146,33 @@ impl Streams {
         self.streams.values().any(|stream| stream.call.serial == serial)
     }
 
-    /// A stream begun by this call.
-    pub(super) fn open(&mut self, call: &Header, options: StreamOptions) -> LegacyId {
+    /// A stream begun by this call, or to be begun with its answer.
+    pub(super) fn open(&mut self, call: &Header, options: StreamOptions, answered: bool) -> LegacyId {
         let id = LegacyId(self.next);
         self.next += 1;
         self.ids.insert(key(call), id);
-        self.streams.insert(id, Stream { call: *call, options, state: State::Open, held: 0, in_turn: false });
+        self.streams.insert(id, Stream { call: *call, options, state: State::Open, answered, held: 0, in_turn: false });
         id
+    }
+
+    /// The daemon's answer to a call, which may be one that begins a stream.
+    pub(super) fn on_answer(&mut self, reply: &Header, out: &mut Outbox) {
+        let Some(id) = self.ids.get(&key(reply)).copied() else { return };
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.answered) else { return };
+        stream.answered = true;
+        match (reply.packet_status(), stream.state) {
+            // Ended here before it stood there.
+            (Some(Status::Ok), State::Failed) => self.say(id, Status::Error, &[], out),
+            (Some(Status::Ok), _) => {}
+            _ => self.forget(id, None),
+        }
+    }
+
+    /// Nobody waits for the answer to its call any more. The stream is ended as soon as it is known to stand.
+    pub(super) fn give_up(&mut self, id: LegacyId) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.state = State::Failed;
+        }
     }
 
     pub(super) fn poll_event(&mut self) -> Option<StreamEvent> {
@@ -162,7 +184,8 @@ impl Streams {
         self.ids.clear();
         self.turns.clear();
         for (id, stream) in std::mem::take(&mut self.streams) {
-            if stream.state != State::Failed {
+            // Of one whose call has failed as well, that says it.
+            if stream.state != State::Failed && stream.answered {
                 self.events.push_back(StreamEvent::Failed(id, StreamError::LinkLost));
             }
         }
@@ -203,7 +226,7 @@ impl Streams {
                 Arriving::Discard
             }
             _ => {
-                self.fail_as_wrong(id, format!("Unexpected message status {}", header.status), out);
+                self.fail_as_wrong(id, format!("stream aborted with unexpected status {}", header.status), out);
                 Arriving::Discard
             }
         };
@@ -218,7 +241,7 @@ impl Streams {
         match self.streams.get(&id).map(|stream| (stream.options.direction, stream.state)) {
             Some((Direction::Receiving, State::Open)) => true,
             Some((Direction::Sending, State::Open)) => {
-                self.fail_as_wrong(id, "the stream takes no data".into(), out);
+                self.fail_as_wrong(id, "stream had unexpected termination".into(), out);
                 false
             }
             _ => false,
@@ -266,15 +289,41 @@ impl Streams {
 
     fn on_hole(&mut self, id: LegacyId, body: &[u8], out: &mut Outbox) -> Option<(LegacyId, StreamPiece<'static>)> {
         let hole: Result<Hole, _> = decode_body(body);
-        let length =
-            hole.ok().filter(|hole| hole.flags == 0 && hole.length <= i64::MAX.cast_unsigned()).map(|hole| hole.length);
+        let length = hole.ok().filter(|hole| hole.flags == 0 && hole.length.cast_signed() > 0).map(|hole| hole.length);
         match length {
-            Some(0) => None,
             Some(length) => self.hold(id, HOLE_COST, out).then_some((id, StreamPiece::Hole(length))),
             None => {
-                self.fail_as_wrong(id, "not the length or the flags of a hole".into(), out);
+                self.fail_of_hole(id, out);
                 None
             }
+        }
+    }
+
+    /// To a hole that is none libvirt answers with a REPLY, though there was no call, and in these words.
+    fn fail_of_hole(&mut self, id: LegacyId, out: &mut Outbox) {
+        let text = "not the length or the flags of a hole".to_owned();
+        match self.streams.get_mut(&id).filter(|stream| stream.state == State::Open) {
+            Some(stream) if self.role == Role::Daemon => {
+                stream.state = State::Failed;
+                let error = RemoteError {
+                    str1: None,
+                    str2: None,
+                    ..RemoteError::new(
+                        codes::INTERNAL_ERROR,
+                        domains::RPC,
+                        "Library function returned error but did not set virError",
+                    )
+                };
+                let mut body = Vec::new();
+                // Into memory: it cannot fail.
+                let _ = error.encode(&mut body);
+                out.push(
+                    &Header { kind: PacketType::Reply.as_wire(), status: Status::Error.as_wire(), ..stream.call },
+                    &body,
+                );
+                self.events.push_back(StreamEvent::Failed(id, StreamError::Misbehaved(text)));
+            }
+            _ => self.fail_as_wrong(id, text, out),
         }
     }
 
@@ -325,11 +374,12 @@ impl Streams {
     }
 
     pub(super) fn get<'a>(&'a mut self, id: LegacyId, outbox: &'a mut Outbox) -> Option<LegacyStream<'a>> {
-        self.streams.contains_key(&id).then_some(LegacyStream { streams: self, outbox, id })
+        let options = self.streams.get(&id)?.options;
+        Some(LegacyStream { streams: self, outbox, id, options })
     }
 
     fn fail_here(&mut self, id: LegacyId, error: StreamError, out: &mut Outbox) {
-        let told = RemoteError::new(codes::RPC, domains::STREAMS, error.to_string());
+        let told = RemoteError::new(codes::RPC, domains::STREAMS, error.to_string()).with_ints(-1, -1);
         if let Some(stream) = self.get(id, out) {
             stream.fail(&told);
         }
@@ -380,14 +430,21 @@ pub struct LegacyStream<'a> {
     streams: &'a mut Streams,
     outbox: &'a mut Outbox,
     id: LegacyId,
+    options: StreamOptions,
 }
 
 impl LegacyStream<'_> {
+    /// How it was begun.
+    pub fn options(&self) -> StreamOptions {
+        self.options
+    }
+
     /// The stream's source may have bytes: `poll_grant` will ask for them.
     pub fn ready(self) {
         let LegacyStream { streams, id, .. } = self;
         if let Some(stream) = streams.streams.get_mut(&id)
             && (stream.options.direction, stream.state) == (Direction::Sending, State::Open)
+            && stream.answered
             && !stream.in_turn
         {
             stream.in_turn = true;
@@ -415,11 +472,12 @@ impl LegacyStream<'_> {
         Some(header.encode(len))
     }
 
-    /// Sends `length` zeroes as a hole; false, and nothing was sent, on a stream that is not sparse or takes nothing.
+    /// Sends `length` zeroes as a hole; false, and nothing was sent, on a stream that is not sparse or takes nothing, and for a
+    /// length that a hole cannot have: 0, or more than 2⁶³ - 1.
     pub fn send_hole(self, length: u64) -> bool {
         let Some(stream) = self.streams.streams.get(&self.id) else { return false };
         let sends = (stream.options.direction, stream.state) == (Direction::Sending, State::Open);
-        if !sends || !stream.options.sparse {
+        if !sends || !stream.options.sparse || !stream.answered || length.cast_signed() <= 0 {
             return false;
         }
         let header =
@@ -439,15 +497,17 @@ impl LegacyStream<'_> {
         }
     }
 
-    /// Receiving: all was delivered, after `StreamEvent::Finished`. Sending: that was all.
+    /// Receiving: all was delivered, after `StreamEvent::Finished`. Sending: that was all; a client says so once its call has
+    /// its answer.
     pub fn finish(self) {
-        let LegacyStream { streams, outbox, id } = self;
+        let LegacyStream { streams, outbox, id, .. } = self;
         let Some(stream) = streams.streams.get_mut(&id) else { return };
         match (streams.role, stream.options.direction, stream.state) {
             (Role::Daemon, Direction::Receiving, State::Finishing) => {
                 streams.say(id, Status::Ok, &[], outbox);
                 streams.forget(id, Some(StreamEvent::Over(id)));
             }
+            (Role::Client, Direction::Sending, State::Open) if !stream.answered => {}
             (Role::Client, Direction::Receiving, State::Finishing)
             | (Role::Client, Direction::Sending, State::Open) => {
                 stream.state = State::Ending;
@@ -464,11 +524,11 @@ impl LegacyStream<'_> {
     /// Ends it before its time; no event of it follows. The daemon's error is told to the client; the client's abort has
     /// no words.
     pub fn fail(self, error: &RemoteError) {
-        let LegacyStream { streams, outbox, id } = self;
+        let LegacyStream { streams, outbox, id, .. } = self;
         let role = streams.role;
         let Some(stream) = streams.streams.get_mut(&id).filter(|stream| stream.state != State::Failed) else { return };
         let was = std::mem::replace(&mut stream.state, State::Failed);
-        if role == Role::Client && was == State::Ending {
+        if role == Role::Client && (was == State::Ending || !stream.answered) {
             return;
         }
         let mut body = Vec::new();

@@ -172,8 +172,8 @@ impl Peer {
     }
 
     /// A client of ours calls.
-    pub(super) fn call(&mut self, now: Instant, call: OutgoingCall) {
-        self.legacy.call(now, call);
+    pub(super) fn call(&mut self, cx: &mut Context<'_>, call: OutgoingCall) {
+        self.legacy.call(cx, call);
     }
 
     /// Reads, answers and writes what there is, up to a budget.

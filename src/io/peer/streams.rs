@@ -18,7 +18,7 @@ const SHORTEST_RETRY: Duration = Duration::from_millis(1);
 impl Peer {
     /// A source of the stream's handler is ready for something.
     pub(in crate::io) fn on_stream_event(&mut self, cx: &mut Context<'_>, id: StreamId, event: &mio::event::Event) {
-        let channel = self.channels.get_mut(&id).filter(|channel| channel.is_open);
+        let channel = self.channels.get_mut(&id).filter(|channel| channel.is_open());
         if channel.is_some_and(|channel| channel.is_receiving() && channel.handler.is_broken(event)) {
             self.stop(id);
         }
@@ -34,7 +34,7 @@ impl Peer {
         if let Some(stream) = self.session.stream(id) {
             stream.ready();
         }
-        if writable && let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.is_open) {
+        if writable && let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.is_open()) {
             let flushed = channel.flush();
             self.on_delivered(cx, id, flushed);
         }
@@ -165,7 +165,7 @@ impl Peer {
             self.fail(cx, id, &error);
             return;
         }
-        channel.is_open = true;
+        let delivered = channel.open();
         let (stream, target) = (channel.key, channel.target.clone());
         (cx.report)(Report::StreamOpened { session: self.key, stream, id, target });
         if let Some(stream) = self.session.stream(id) {
@@ -175,6 +175,7 @@ impl Peer {
         if let Some(stream) = self.session.stream(id) {
             stream.ready();
         }
+        self.on_delivered(cx, id, delivered);
     }
 
     pub(super) fn end_channel(
@@ -190,11 +191,10 @@ impl Peer {
         if let Err(error) = &cause {
             channel.handler.reset(error);
         }
+        let is_open = channel.is_open();
         let (session, stream, target) = (self.key, channel.key, channel.target);
         (cx.report)(match cause {
-            Err(error) if !channel.is_open => {
-                Report::StreamRefused { session, stream, target, reason: error.to_string() }
-            }
+            Err(error) if !is_open => Report::StreamRefused { session, stream, target, reason: error.to_string() },
             cause => Report::StreamEnded { session, stream, id, target, cause, stats },
         });
     }
