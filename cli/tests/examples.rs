@@ -14,6 +14,7 @@ use support::bytes::{Noise, allocated, noise_file};
 use support::echo::{accept_on, echo_on};
 use support::libvirtd::Libvirtd;
 use support::process::{Finished, Process, Run};
+use support::tool::tool;
 use support::{PATIENCE, Scratch, wait_for};
 
 /// An example of the library's. `cargo test --workspace` builds them, and puts them beside the tool.
@@ -147,6 +148,38 @@ fn virsh_fills_the_volume_and_reads_it_back_with_holes_and_without() {
     // Beyond the volume's end.
     let beyond = daemon.virsh("vol-upload volume FILES/up --pool disks --offset 8000000");
     assert!(!beyond.status.success() && beyond.stderr.contains("No space left on device"), "{beyond}");
+    daemon.end();
+}
+
+#[test]
+fn virsh_makes_volumes_and_deletes_them() {
+    let daemon = Daemon::start();
+    daemon.virsh_succeeds("vol-create-as disks new 1M");
+    let again = daemon.virsh("vol-create-as disks new 1M");
+    assert!(!again.status.success() && again.stderr.contains("exists already"), "{again}");
+    noise_file(&daemon.join("up"), 1, 5);
+    daemon.virsh_succeeds("vol-upload new FILES/up --pool disks");
+    daemon.virsh_succeeds("vol-download new FILES/down --pool disks");
+    assert_same(&daemon.join("up"), &daemon.join("down"));
+    daemon.virsh_succeeds("vol-delete new --pool disks");
+    let gone = daemon.virsh("vol-delete new --pool disks");
+    assert!(!gone.status.success() && gone.stderr.contains("Storage volume not found: no volume new"), "{gone}");
+    let giant = daemon.virsh("vol-create-as disks giant 1G");
+    assert!(!giant.status.success() && giant.stderr.contains("there is room for"), "{giant}");
+    daemon.end();
+}
+
+/// All that real libvirt peers and BiStream's are held to.
+#[test]
+fn the_daemon_passes_the_whole_conformance_battery() {
+    let daemon = Daemon::start();
+    echo_on(&daemon.join("there"));
+    let uri = format!("test+unix:///default?socket={}", daemon.join("daemon").display());
+    let run = tool().args(["conformance", &uri, "--pool", "disks", "--target", "there"]).succeed(PATIENCE);
+    let listed = tool().args(["conformance", "--list"]).succeed(PATIENCE);
+    let passed = run.stdout.lines().filter(|line| line.starts_with("ok ") && !line.contains("# SKIP")).count();
+    // But for what a legacy peer is asked.
+    assert_eq!(passed, listed.stdout.lines().count() - 1, "{run}");
     daemon.end();
 }
 

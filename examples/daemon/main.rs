@@ -8,6 +8,7 @@
 //! It prints `ready` when it listens, tells on standard error what happens, and ends when its standard input does.
 
 mod remote;
+mod storage;
 mod transfer;
 mod types;
 
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
-use virbistream::io::{Address, Dispatcher, Listener, Permissions, SessionOptions, UnixTargets};
+use virbistream::io::{Address, Dispatcher, Listener, Permissions, Report, SessionOptions, UnixTargets};
 use virbistream::proto::Config;
 
 const USAGE: &str = "usage: daemon unix:PATH [NAME=unix:PATH ...]";
@@ -34,16 +35,22 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
+    let opened = remote::Opened::default();
     let (address, targets) = arguments.split_first().ok_or(USAGE)?;
     let options = SessionOptions {
         // virsh never says HELLO.
         config: Config { hello_timeout: None, ..Config::default() },
         targets: Arc::new(unix_targets(targets)?),
-        programs: Arc::new(remote::programs()),
+        programs: Arc::new(remote::programs(&opened)),
         ..SessionOptions::default()
     };
 
-    let dispatcher = Dispatcher::new(|report| eprintln!("{report:?}"))?;
+    let dispatcher = Dispatcher::new(move |report| {
+        eprintln!("{report:?}");
+        if let Report::SessionEnded { session, .. } = report {
+            opened.close(session);
+        }
+    })?;
     let listener = Listener::bind(&address.parse()?, Permissions::default())?;
     let handle = dispatcher.handle();
     handle.listen(listener, options);

@@ -3,9 +3,7 @@
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mio::Registry;
-use virbistream::io::{Attachment, Handler};
-use virbistream::proto::StreamError;
+use virbistream::io::Handler;
 
 /// Zeroes are looked for in blocks of this many bytes.
 const BLOCK: usize = 4096;
@@ -23,13 +21,17 @@ impl Disk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A stream of `length` bytes from `offset` on, of all that follow if it is 0; with holes where it is `sparse`. `None` when
-    /// they are not all there.
-    pub(crate) fn transfer(&self, offset: u64, length: u64, sparse: bool) -> Option<Transfer> {
-        let len = self.bytes().len();
-        let at = usize::try_from(offset).ok().filter(|at| *at <= len)?;
-        let end = if length == 0 { len } else { at.checked_add(usize::try_from(length).ok()?)? };
-        (end <= len).then(|| Transfer { disk: self.clone(), at, end, sparse })
+    pub(crate) fn len(&self) -> usize {
+        self.bytes().len()
+    }
+
+    /// A stream of `length` bytes from `offset` on, of all that follow if it is 0; of no more than there are.
+    pub(crate) fn transfer(&self, offset: u64, length: u64) -> Transfer {
+        let len = self.len();
+        let at = usize::try_from(offset).unwrap_or(len).min(len);
+        let asked = usize::try_from(length).ok().filter(|length| *length > 0);
+        let end = at.saturating_add(asked.unwrap_or(len)).min(len);
+        Transfer { disk: self.clone(), at, end, data: None }
     }
 }
 
@@ -39,7 +41,8 @@ pub(crate) struct Transfer {
     disk: Disk,
     at: usize,
     end: usize,
-    sparse: bool,
+    /// Up to the next hole, where holes are asked for.
+    data: Option<usize>,
 }
 
 impl Transfer {
@@ -63,24 +66,17 @@ impl Transfer {
 }
 
 impl Handler for Transfer {
-    fn attach(&mut self, _at: &Attachment<'_>) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn detach(&mut self, _registry: &Registry) {}
-
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        // A sparse one goes as far as the next hole.
-        let rest = if self.sparse { self.run(false) } else { self.end - self.at };
-        let len = buf.len().min(rest);
+        let len = buf.len().min(self.data.take().unwrap_or(self.end - self.at));
         let at = self.advance(len)?;
         buf[..len].copy_from_slice(&self.disk.bytes()[at..at + len]);
         Ok(len)
     }
 
     fn read_hole(&mut self) -> io::Result<Option<u64>> {
-        let zeroes = if self.sparse { self.run(true) } else { 0 };
+        let zeroes = self.run(true);
         self.at += zeroes;
+        self.data = Some(self.run(false));
         Ok((zeroes > 0).then_some(zeroes as u64))
     }
 
@@ -104,8 +100,4 @@ impl Handler for Transfer {
     fn finish(&mut self) -> io::Result<()> {
         Ok(())
     }
-
-    fn stop(&mut self) {}
-
-    fn reset(&mut self, _cause: &StreamError) {}
 }

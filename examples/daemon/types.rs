@@ -91,6 +91,11 @@ fields!(
     Lookup { pool: Pool, volume: Text }
 );
 fields!(
+    /// A volume to be made.
+    Create { pool: Pool, xml: Text, flags: u32 }
+);
+fields!(Delete { volume: Volume, flags: u32 });
+fields!(
     /// Of an upload and of a download.
     Range { volume: Volume, offset: u64, length: u64, flags: u32 }
 );

@@ -21,10 +21,12 @@ pub trait Handler: Send {
     ///
     /// # Errors
     /// Any: the stream is reset with it.
-    fn attach(&mut self, at: &Attachment<'_>) -> io::Result<()>;
+    fn attach(&mut self, _at: &Attachment<'_>) -> io::Result<()> {
+        Ok(())
+    }
 
     /// The stream is over, or never stood. Deregister what `attach` registered; the handler is dropped next.
-    fn detach(&mut self, registry: &Registry);
+    fn detach(&mut self, _registry: &Registry) {}
 
     /// Fills the front of `buf` with bytes for the peer and gives how many; 0 is the end: our direction finishes.
     ///
@@ -46,10 +48,10 @@ pub trait Handler: Send {
     fn finish(&mut self) -> io::Result<()>;
 
     /// The peer discards what is still read here; `read` is not called again.
-    fn stop(&mut self);
+    fn stop(&mut self) {}
 
     /// Both directions ended at once, for the cause given; or the stream never stood. `detach` came before.
-    fn reset(&mut self, cause: &StreamError);
+    fn reset(&mut self, _cause: &StreamError) {}
 
     /// Takes so many zeroes of the peer's, in their place, all or none. Asked on legacy streams that are sparse alone.
     ///
