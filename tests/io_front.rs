@@ -351,3 +351,19 @@ fn what_is_no_packet_ends_the_link_that_it_came_on() {
     (&daemon).write_all(b"this is no packet of libvirt's").unwrap();
     client.rest();
 }
+
+#[test]
+fn half_a_packet_and_silence_is_the_daemons_to_judge_and_holds_up_nobody() {
+    let fronted = fronted();
+    let mut client = Raw::connect(&fronted.address);
+    client.say(&legacy(3, 1, 100)[..50]);
+    let daemon = accept(&fronted.daemon);
+    assert_eq!(read(&daemon, 50), legacy(3, 1, 100)[..50]);
+    let mut other = Raw::connect(&fronted.address);
+    other.hello();
+    other.ping();
+    client.shut();
+    assert_eq!(to_eof(&daemon), [], "the end comes where it came");
+    drop(daemon);
+    assert_eq!(client.rest(), []);
+}

@@ -8,8 +8,11 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::fs::Mode;
 use support::libvirtd::Libvirtd;
+use support::machine;
 use support::process::{Process, Run};
 use support::tool::{assert_fails, forward, tool};
 use support::{PATIENCE, Scratch, wait_for};
@@ -131,6 +134,50 @@ fn virsh_says_the_same_and_moves_the_same_bytes_beside_streams_at_full_rate() {
     front.end_well(&[&scratch.join("front")]);
 }
 
+/// Talks to the machine's serial port as a user does, and leaves.
+#[track_caller]
+fn talk(uri: &str) {
+    let command = format!("virsh -c '{uri}' console echo && echo left");
+    let mut console = Run::new("script", "bsdutils").with_stdin().args(["-qec", &command, "/dev/null"]).start();
+    console.line_on_stdout("the console", |line| line.contains("Escape character"));
+    let mut asked_at = None::<Instant>;
+    wait_for("the machine's answer", PATIENCE, || {
+        // Until its program runs, nobody answers: it is asked again, but not so often that it could not take it all.
+        if asked_at.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
+            asked_at = Some(Instant::now());
+            console.say(machine::ASKED).expect("virsh reads");
+        }
+        (console.stdout.count(|line| line.contains(machine::ANSWER)) > 0).then_some(())
+    });
+    // The key that leaves counts when it comes alone, so it is pressed until it has.
+    wait_for("virsh to leave", PATIENCE, || {
+        console.say(b"\x1d").expect("the terminal is there");
+        (console.stdout.count(|line| line.ends_with("left")) > 0).then_some(())
+    });
+    console.close_stdin();
+    let finished = console.finish(PATIENCE);
+    assert!(finished.status.success(), "{finished}");
+}
+
+#[test]
+fn a_running_machine_shows_its_screen_and_answers_on_its_console_through_the_front() {
+    let (libvirtd, scratch) = (Libvirtd::start(), Scratch::new());
+    let front = front(&scratch, &libvirtd.socket());
+    let bulk = bulk(&scratch);
+    machine::start(&libvirtd);
+    talk(&format!("qemu+unix:///system?socket={}", scratch.join("front").display()));
+    talk(&libvirtd.uri());
+    let shots = [("direct", libvirtd.socket()), ("through", scratch.join("front"))].map(|(name, socket)| {
+        let (ended_well, said) =
+            virsh("qemu+unix:///system", &socket, scratch.path(), &format!("screenshot echo FILES/{name}"));
+        assert!(ended_well, "{said}");
+        fs::read(scratch.join(name)).expect("a screenshot")
+    });
+    assert!(shots[0] == shots[1] && !shots[0].is_empty(), "{} and {} bytes", shots[0].len(), shots[1].len());
+    drop(bulk);
+    front.end_well(&[&scratch.join("front")]);
+}
+
 #[test]
 fn libvirtd_that_goes_takes_its_clients_along_and_the_next_serves_again() {
     let scratch = Scratch::new();
@@ -156,6 +203,37 @@ fn libvirtd_that_goes_takes_its_clients_along_and_the_next_serves_again() {
     std::os::unix::fs::symlink(second.socket(), &socket).expect("a new link");
     let (ended_well, said) = virsh("qemu+unix:///system", &scratch.join("front"), scratch.path(), "pool-list");
     assert!(ended_well && said.contains("disks"), "{said}");
+    front.end_well(&[&scratch.join("front")]);
+}
+
+#[test]
+fn a_stream_under_way_fails_with_its_libvirtd_and_no_other() {
+    let (libvirtd, scratch) = (Libvirtd::start(), Scratch::new());
+    let front = front(&scratch, &libvirtd.socket());
+    let bulk = bulk(&scratch);
+    libvirtd.virsh(&["vol-create-as", "disks", "v", "8M", "--format", "raw"]);
+    let source = scratch.join("source");
+    rustix::fs::mknodat(rustix::fs::CWD, &source, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+        .expect("a new pipe");
+    let uri = format!("qemu+unix:///system?socket={}", scratch.join("front").display());
+    let upload = Run::new("virsh", "libvirt-clients")
+        .args(["-c", &uri, "vol-upload", "v"])
+        .arg(&source)
+        .args(["--pool", "disks"])
+        .start();
+    let mut source = fs::File::create(source).expect("virsh reads it");
+    source.write_all(&[7; 1 << 20]).expect("virsh reads it");
+    let volume = fs::File::open(libvirtd.disk("v")).expect("the volume");
+    let mut first = [0];
+    wait_for("what is uploaded", PATIENCE, || volume.read_exact_at(&mut first, 0).ok().filter(|()| first == [7]));
+    drop(libvirtd);
+    drop(source);
+    let finished = upload.finish(PATIENCE);
+    assert!(!finished.status.success() && finished.stderr.contains(" volume v"), "{finished}");
+    // The stream of BiStream's went on: it ends with its peer only now.
+    assert_eq!(front.stderr.count(|line| line.contains("`bulk` failed")), 0);
+    drop(bulk);
+    front.line_on_stderr("the stream's end", |line| line.contains("`bulk` failed"));
     front.end_well(&[&scratch.join("front")]);
 }
 

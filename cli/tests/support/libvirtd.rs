@@ -34,7 +34,7 @@ stdio_handler = "file"
 const INSIDE: &str = r#"
 set -e
 at=$1
-mkdir "$at/etc" "$at/run" "$at/disks"
+mkdir "$at/etc" "$at/run" "$at/run/lock" "$at/disks"
 for file in passwd group nsswitch.conf ld.so.cache hosts protocols services; do
   [ ! -e "/etc/$file" ] || cp "/etc/$file" "$at/etc/"
 done

@@ -11,6 +11,7 @@ pub(crate) mod bytes;
 pub(crate) mod echo;
 pub(crate) mod guest;
 pub(crate) mod libvirtd;
+pub(crate) mod machine;
 pub(crate) mod migrate;
 pub(crate) mod net;
 pub(crate) mod process;

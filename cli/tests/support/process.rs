@@ -4,7 +4,7 @@ use super::{PATIENCE, need};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 use std::ffi::{OsStr, OsString};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -183,6 +183,12 @@ impl Process {
             stdout: self.stdout.all(PATIENCE),
             stderr: self.stderr.all(PATIENCE),
         }
+    }
+
+    /// Writes to its standard input; fails when it has closed that, as its end does.
+    #[track_caller]
+    pub(crate) fn say(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stdin.as_mut().expect("started with_stdin").write_all(bytes)
     }
 
     /// Closes its standard input.
