@@ -124,6 +124,7 @@ struct Daemon {
     near: Node,
     far: Node,
     key: SessionKey,
+    far_key: SessionKey,
     slow: mpsc::Receiver<Call>,
 }
 
@@ -143,11 +144,11 @@ fn daemon(change: impl FnOnce(&mut Procedures)) -> Daemon {
         Decision::Accept(Box::new(Endless::new(Pattern::new(1), usize::MAX, mpsc::channel().0)))
     }));
     let options = SessionOptions { targets, programs: Arc::new(programs), ..SessionOptions::default() };
-    far_node.handle.attach(Socket::from_tcp(far).unwrap(), Side::Accepting, options);
+    let far_key = far_node.handle.attach(Socket::from_tcp(far).unwrap(), Side::Accepting, options);
     let options = SessionOptions { targets: Arc::new(NoTargets), ..SessionOptions::default() };
     let key = near_node.handle.attach(Socket::from_tcp(near).unwrap(), Side::Connecting, options);
     near_node.established(key);
-    Daemon { near: near_node, far: far_node, key, slow }
+    Daemon { near: near_node, far: far_node, key, far_key, slow }
 }
 
 impl Daemon {
@@ -398,6 +399,38 @@ fn a_handler_that_fails_fails_its_stream_at_both_ends_and_a_refusal_reaches_it()
     daemon.near.handle.call_with_stream(daemon.key, UPLOAD, Vec::new(), PATIENCE, begun, on_answer);
     assert!(matches!(answered.recv_timeout(PATIENCE).unwrap(), Err(CallError::Remote(_))));
     assert!(matches!(all_told(&told)[..], [Told::Detached, Told::Reset(_)]));
+}
+
+/// From either end: what is under way ends first, and nothing new begins.
+#[test]
+fn a_session_that_is_closed_waits_for_calls_and_legacy_streams() {
+    for by_client in [true, false] {
+        let mut daemon = daemon(|programs| {
+            add(programs, DOWNLOAD, |call| {
+                let (volume, _, _) = Volume::new(MIB);
+                call.answer_with_stream(Vec::new(), StreamOptions::new(Direction::Sending), Box::new(volume));
+            });
+        });
+        let slow = daemon.call(SLOW, b"");
+        let call = daemon.slow.recv_timeout(PATIENCE).unwrap();
+        if by_client {
+            daemon.near.handle.close(daemon.key)
+        } else {
+            daemon.far.handle.close(daemon.far_key)
+        }
+        // Both are looked at in this order: what comes now comes to a session that is to be closed.
+        let (volume, got, _) = Volume::new(0);
+        daemon.stream(DOWNLOAD, StreamOptions::new(Direction::Receiving), volume);
+        assert_eq!(legacy_ended(&mut daemon.near), Ok(()));
+        assert!(*got.lock().unwrap() == pattern(MIB));
+        let (refused, told) = Custom::new();
+        daemon.near.handle.open(daemon.key, Open { target: "it".into(), ..Open::default() }, refused.boxed());
+        assert!(matches!(all_told(&told)[..], [Told::Detached, Told::Reset(_)]));
+        call.answer(Ok(b"at last".to_vec()));
+        assert_eq!(slow.recv_timeout(PATIENCE).unwrap(), Ok(b"at last".to_vec()));
+        assert_eq!(daemon.near.session_ended(daemon.key), Ok(()));
+        assert_eq!(daemon.far.session_ended(daemon.far_key), Ok(()));
+    }
 }
 
 /// A peer that never says HELLO: its link stays for calls, and goes without a complaint.

@@ -16,7 +16,7 @@ use support::echo::echo_on;
 use support::libvirtd::Libvirtd;
 use support::process::Process;
 use support::tool::serve;
-use support::{PATIENCE, Scratch, machine, wait_for};
+use support::{PATIENCE, Scratch, alone, machine, wait_for};
 use virbistream::io::{
     Address, Attachment, Dispatcher, Handle, Handler, Report, SessionKey, SessionOptions, Socket, Waker,
 };
@@ -200,7 +200,7 @@ impl Handler for Memory {
     }
 }
 
-/// Everything that a legacy client does with streams.
+/// Everything that a legacy client does with streams. The machine must run.
 #[track_caller]
 fn assert_legacy_streams_work(client: &Client, libvirtd: &Libvirtd) {
     client.login();
@@ -227,7 +227,6 @@ fn assert_legacy_streams_work(client: &Client, libvirtd: &Libvirtd) {
     assert!(back.got() == whole);
     assert!(back.holes.load(Ordering::Relaxed) > 7 * MIB, "holes came as holes");
 
-    machine::start(libvirtd);
     let domain = client.call(DOMAIN_LOOKUP_BY_NAME, &[&string("echo")]);
     let screen = Memory::default();
     let options = StreamOptions::new(Direction::Receiving);
@@ -239,7 +238,9 @@ fn assert_legacy_streams_work(client: &Client, libvirtd: &Libvirtd) {
 
 #[test]
 fn a_real_libvirtd_does_not_know_hello_and_serves_on_the_same_connection() {
+    let _alone = alone();
     let libvirtd = Libvirtd::start();
+    machine::start(&libvirtd);
     let client = Client::connect(&libvirtd.socket());
     let error = client.told("what it is", |report| match report {
         Report::Legacy { error, .. } => Some(error),
@@ -300,9 +301,17 @@ fn time_of(bytes: u64, count: &AtomicU64) -> Duration {
     begin.elapsed()
 }
 
+/// How long 64 MiB take when nothing comes between.
+#[track_caller]
+fn best_time(count: &AtomicU64) -> Duration {
+    (0..8).map(|_| time_of(64 * MIB, count)).min().expect("some")
+}
+
 #[test]
 fn a_front_serves_both_on_one_connection() {
+    let _alone = alone();
     let (libvirtd, scratch) = (Libvirtd::start(), Scratch::new());
+    machine::start(&libvirtd);
     let (front, client) = front(&scratch, &libvirtd);
     let count = flood(&client);
     assert_legacy_streams_work(&client, &libvirtd);
@@ -346,6 +355,7 @@ impl Handler for Narrow {
 
 #[test]
 fn a_download_that_its_consumer_leaves_slows_no_bistream_and_ends_as_documented() {
+    let _alone = alone();
     let (libvirtd, scratch) = (Libvirtd::start(), Scratch::new());
     noise_file(&libvirtd.disk("big"), 64, 3);
     libvirtd.virsh(&["pool-refresh", "disks"]);
@@ -354,7 +364,7 @@ fn a_download_that_its_consumer_leaves_slows_no_bistream_and_ends_as_documented(
     client.login();
     let volume = client.volume("big");
     let count = flood(&client);
-    let alone = time_of(256 * MIB, &count);
+    let alone = best_time(&count);
     // The default: what the consumer does not take is over 4 MiB.
     for limit in [StreamOptions::new(Direction::Receiving).limit, 64 * MIB] {
         let got = Arc::<Mutex<Vec<u8>>>::default();
@@ -364,8 +374,8 @@ fn a_download_that_its_consumer_leaves_slows_no_bistream_and_ends_as_documented(
         let options = StreamOptions { limit, ..StreamOptions::new(Direction::Receiving) };
         client.begin(VOLUME_DOWNLOAD, &[&volume, &[0; 20]], options, consumer);
         wait_for("the first MiB", PATIENCE, || (got.lock().unwrap().len() as u64 == MIB).then_some(()));
-        let beside = time_of(256 * MIB, &count);
-        // Three times: the machine has other work, and the download itself is some.
+        let beside = best_time(&count);
+        // The machine has other work, and the download itself is some.
         assert!(beside < 3 * alone, "{beside:?} beside it, {alone:?} alone");
         if limit == 64 * MIB {
             open.store(true, Ordering::Release);

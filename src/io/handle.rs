@@ -207,7 +207,8 @@ impl Handle {
         self.send(Command::Message { session, procedure, body });
     }
 
-    /// Lets the session's streams finish, takes no new ones, then ends it.
+    /// Lets the session's streams finish, takes no new ones, then ends it. Calls and legacy streams of libvirt's RPC finish, too; those
+    /// that pass through to a daemon behind us do not count, and their link ends at once when there is no session on it.
     pub fn close(&self, session: SessionKey) {
         self.send(Command::Close { session });
     }

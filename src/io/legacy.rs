@@ -158,6 +158,11 @@ impl Legacy {
         either!(&self.rpc, end => end.is_between_packets())
     }
 
+    /// Whether no call and no stream is under way, and nothing waits to be sent.
+    pub(super) fn is_idle(&self) -> bool {
+        either!(&self.rpc, end => end.is_idle())
+    }
+
     /// Whether nothing waits to be sent.
     pub(super) fn is_empty(&self) -> bool {
         either!(&self.rpc, end => end.waiting()) == 0

@@ -3,7 +3,8 @@
 //! The embedding contract: `handle_…` takes what happened (packets, the time, a lost link), `poll_…` gives what is to
 //! be done (an event, bytes to write, the next deadline). Received data is given out borrowed, at once; the session
 //! keeps no payload. Data to be sent is *asked for* when a stream's turn has come and it has credit, so the session
-//! keeps none of that either.
+//! keeps none of that either. Poll events until there are none after every `handle_…`, and after `poll_control`, too: a stream may be
+//! over with what is sent.
 //!
 //! The canonical loop, here without a network between two sessions:
 //!
@@ -87,5 +88,6 @@ pub use error::{Misuse, OpenError, SessionError, StreamError};
 pub use event::Event;
 pub use receive::Data;
 pub use session::{Session, Side};
+pub(crate) use stream::rule_error;
 pub use stream::{StreamId, StreamMut, StreamStats};
 pub use transmit::{CONTROL_MAX, Grant};

@@ -313,7 +313,7 @@ impl StreamMut<'_> {
 }
 
 /// The error that tells the peer which stream or call rule it broke.
-pub(super) fn rule_error(code: i32, rule: Rule) -> RemoteError {
+pub(crate) fn rule_error(code: i32, rule: Rule) -> RemoteError {
     broke(rule, code, domains::STREAMS, format!("broke {rule}"))
 }
 

@@ -73,7 +73,7 @@ impl Session {
     /// Puts control packets that are owed into the front of `out`; gives how many bytes. They must go onto the link in
     /// this order, before anything that the session gives later.
     ///
-    /// Call it before every `poll_grant` and until it gives 0. With [`CONTROL_MAX`] bytes of room at least one packet fits.
+    /// A stream may be over with what is sent: poll events afterwards. Call it before every `poll_grant` and until it gives 0. With [`CONTROL_MAX`] bytes of room at least one packet fits.
     pub fn poll_control(&mut self, now: Instant, out: &mut [u8]) -> usize {
         let mut out = Out { buf: out, len: 0 };
         if self.put_session(now, &mut out) && self.put_streams(&mut out) {

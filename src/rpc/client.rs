@@ -247,6 +247,11 @@ impl Client {
         }
     }
 
+    /// Whether no call waits for its answer, no stream is under way and nothing waits to be sent.
+    pub fn is_idle(&self) -> bool {
+        self.calls.is_empty() && self.streams.is_idle() && self.outbox.len() == 0
+    }
+
     /// The link is gone: calls and streams have failed.
     pub fn handle_link_lost(&mut self) {
         self.deadlines.clear();

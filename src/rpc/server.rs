@@ -262,6 +262,11 @@ impl Server {
         self.streams.len()
     }
 
+    /// Whether no call waits for its answer, no stream is under way and nothing waits to be sent.
+    pub fn is_idle(&self) -> bool {
+        self.calls.is_empty() && self.streams.is_idle() && self.outbox.len() == 0
+    }
+
     /// The link is gone: streams have failed, and answers are passed over.
     pub fn handle_link_lost(&mut self) {
         self.calls.clear();

@@ -142,6 +142,11 @@ impl Streams {
         self.streams.len()
     }
 
+    /// Whether nobody here has anything more to do with any of them.
+    pub(super) fn is_idle(&self) -> bool {
+        self.streams.values().all(|stream| stream.state == State::Failed)
+    }
+
     pub(super) fn has_serial(&self, serial: u32) -> bool {
         self.streams.values().any(|stream| stream.call.serial == serial)
     }

@@ -29,7 +29,8 @@ const BOOT: [u8; 37] = [
 pub(crate) const ASKED: &[u8] = b"canyouhearme*";
 pub(crate) const ANSWER: &str = "CANYOUHEARME";
 
-/// Starts the machine `echo`, and removes its disk again: QEMU has it open.
+/// Starts the machine `echo`, and removes its disk again: QEMU has it open. Do it before there is any load: beside one, Linux may leave
+/// the QEMU that libvirtd asks first without a processor for minutes.
 #[track_caller]
 pub(crate) fn start(libvirtd: &Libvirtd) {
     let disk = libvirtd.disk("boot");

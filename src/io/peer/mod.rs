@@ -74,6 +74,8 @@ pub(super) struct Peer {
     peer_ended: bool,
     /// HELLO stood once.
     stood: bool,
+    /// It is to be closed when libvirt's calls and streams are over.
+    close_due: bool,
     /// The session ended with a cause: CLOSE is the last packet.
     failed: bool,
 }
@@ -127,6 +129,7 @@ impl Peer {
             phase: Phase::Running,
             peer_ended: false,
             stood: false,
+            close_due: false,
             failed: false,
         }
     }
@@ -183,7 +186,7 @@ impl Peer {
         self.legacy.on_time(cx, self.link.peer());
         self.on_events(cx);
         self.dial_again(cx);
-        let sent = self.transmit(cx) | self.end_with_daemon();
+        let sent = self.transmit(cx) | self.end_with_daemon() | self.close_if_idle();
         self.on_events(cx);
         self.end_if_finished(cx.now);
         match self.phase {
@@ -207,9 +210,20 @@ impl Peer {
         }
     }
 
-    /// Lets it end by agreement.
+    /// Lets it end by agreement, once libvirt's calls and streams on the link are over.
     pub(super) fn close(&mut self) {
-        self.session.close();
+        self.close_due = true;
+        self.close_if_idle();
+    }
+
+    /// True when it closes now, and there is something to be said of it.
+    fn close_if_idle(&mut self) -> bool {
+        let closes = self.close_due && self.legacy.is_idle();
+        if closes {
+            self.close_due = false;
+            self.session.close();
+        }
+        closes
     }
 
     /// Ends it at once.

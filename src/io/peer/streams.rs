@@ -9,8 +9,8 @@ use crate::io::handle::StreamKey;
 use crate::io::handler::{Attachment, Decision, Request, Waker};
 use crate::io::report::Report;
 use crate::io::tokens::Place;
-use crate::proto::{StreamError, StreamId, StreamStats};
-use crate::wire::{Open, RemoteError, codes, domains};
+use crate::proto::{OpenError, StreamError, StreamId, StreamStats, rule_error};
+use crate::wire::{Open, RemoteError, Rule, codes, domains};
 
 /// A target that wants to be asked again at once is asked then.
 const SHORTEST_RETRY: Duration = Duration::from_millis(1);
@@ -42,7 +42,8 @@ impl Peer {
 
     /// Opens a stream of our own side.
     pub(in crate::io) fn open(&mut self, cx: &mut Context<'_>, open: Open, opened: Opened) {
-        match self.session.open(cx.now, open) {
+        let id = if self.close_due { Err(OpenError::Closing) } else { self.session.open(cx.now, open) };
+        match id {
             Ok(id) => self.add_channel(cx, id, opened),
             Err(error) => opened.refuse(cx.registry, cx.report, self.key, error),
         }
@@ -104,6 +105,10 @@ impl Peer {
     pub(super) fn on_incoming(&mut self, cx: &mut Context<'_>, id: StreamId, request: Open) {
         let deadline = later(cx.now, self.options.dial_timeout);
         let key = StreamKey(cx.handle.next_key());
+        if self.close_due {
+            let error = rule_error(codes::OPERATION_INVALID, Rule::Closing);
+            return self.refuse(cx, id, key, request.target, error);
+        }
         self.dial(cx, Dialling { id, key, request, again: cx.now, deadline });
     }
 
