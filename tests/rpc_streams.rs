@@ -466,6 +466,27 @@ fn the_link_of_a_stream_whose_call_is_not_answered_is_lost_once() {
 }
 
 #[test]
+fn streams_beyond_the_most_are_refused_until_one_is_over() {
+    let mut pair = Pair::new(usize::MAX);
+    let streams: Vec<_> = (0..256).map(|_| stream(&mut pair, Direction::Sending)).collect();
+    for _ in 0..2 {
+        let (call, _) = begin(&mut pair, Direction::Sending);
+        pair.settle();
+        let incoming = pair.call();
+        assert_eq!(pair.server.rpc.answer_with_stream(incoming.id, b"", options(Direction::Receiving)), None);
+        pair.settle();
+        let answer = pair.client.events.pop();
+        let Some(ClientEvent::Answered { call: answered, answer: Err(CallError::Remote(error)) }) = answer else {
+            panic!("{answer:?}")
+        };
+        assert_eq!((answered, error.code), (call, codes::RESOURCE_BUSY));
+    }
+    pair.client.rpc.stream(streams[0].0).unwrap().fail(&RemoteError::new(1, 0, ""));
+    pair.settle();
+    stream(&mut pair, Direction::Sending);
+}
+
+#[test]
 fn packets_of_no_stream_are_answered_by_nothing() {
     let mut pair = Pair::new(1);
     for kind in [3, 6] {

@@ -338,7 +338,7 @@ impl Legacy {
         match answer {
             Answer::Body(answer) => server.answer(call, answer.as_deref()),
             Answer::Stream { procedure, body, options, handler } => {
-                // Where nobody waits for the answer any more, the handler is dropped unused.
+                // Where nobody waits for the answer any more, or one more stream is too many, the handler is dropped unused.
                 if let Some(id) = server.answer_with_stream(call, &body, options) {
                     self.add_channel(cx, id, procedure, handler);
                     self.attach(cx, id);

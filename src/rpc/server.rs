@@ -14,6 +14,9 @@ const MAX_CALLS: usize = 256;
 /// Bytes of arguments that such calls may hold.
 const MAX_ARGUMENTS: usize = 64 << 20;
 
+/// Legacy streams that the client may have at once; a call for one beyond is refused.
+const MAX_STREAMS: usize = 256;
+
 /// Bytes that may wait to be sent, before the link is read no further until some are gone.
 const MAX_WAITING: usize = 256 << 10;
 
@@ -181,9 +184,14 @@ impl Server {
         }
     }
 
-    /// Answers a call well and begins a legacy stream with it; `None` when nobody waits for the answer any more.
+    /// Answers a call well and begins a legacy stream with it; `None` when nobody waits for the answer any more, or when the client has
+    /// 256 of them already and is told so instead.
     pub fn answer_with_stream(&mut self, call: IncomingId, answer: &[u8], options: StreamOptions) -> Option<LegacyId> {
         let header = self.end_call(call)?;
+        if self.streams.len() >= MAX_STREAMS {
+            self.refuse(&header, &RemoteError::new(codes::RESOURCE_BUSY, domains::STREAMS, "too many legacy streams"));
+            return None;
+        }
         self.put_answer(&header, Ok(answer));
         Some(self.streams.open(&header, options, true))
     }
