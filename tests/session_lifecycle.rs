@@ -572,3 +572,25 @@ fn the_session_ends_under_its_streams_with_the_cause() {
         }
     }
 }
+
+/// Its reset crosses the opener's finish, behind which the opener has forgotten the stream and opens the next.
+#[test]
+fn a_stream_that_was_reset_gives_its_place_back_though_the_reset_is_not_out() {
+    for opener in End::BOTH {
+        let config = Config { max_streams: 1, ..small() };
+        let mut pair = Pair::established(config.clone(), config);
+        let acceptor = opener.other();
+        let id = pair.opened(opener, open("vda"));
+        pair.settle();
+        // The opener's last word is under way, so for it the stream is over.
+        pair.stop(acceptor, id);
+        pair.finish(acceptor, id);
+        pair.transmit_control(acceptor, 1 << 16);
+        pair.carry(acceptor, usize::MAX);
+        pair.transmit_control(opener, 1 << 16);
+        let next = pair.open(opener, open("vdb")).expect("there is room");
+        pair.reset(acceptor, id);
+        pair.settle();
+        assert!(pair.flow(opener, next).open, "{:?}", pair.flow(opener, next));
+    }
+}

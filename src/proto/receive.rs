@@ -337,10 +337,18 @@ impl Session {
         if needs_unknown(&request.extensions) {
             return Err(rule_error(codes::OPERATION_UNSUPPORTED, Rule::Extension));
         }
-        if self.open_theirs >= self.config.max_streams || !self.reserve_window() {
+        if self.has_all_streams() || !self.reserve_window() {
             return Err(rule_error(codes::RESOURCE_BUSY, Rule::StreamLimit));
         }
         Ok(request)
+    }
+
+    /// Whether the peer has as many streams as it may. Those that we have reset do not count, since it may have forgotten them. They are at
+    /// most as many again: replies are sent behind resets, and a stream whose reply is not sent is refused instead.
+    fn has_all_streams(&self) -> bool {
+        let reset = |stream: &&Stream| !stream.ours && matches!(stream.state, StreamState::Reset(_));
+        let (open, all) = (self.open_theirs as usize, self.config.max_streams as usize);
+        open >= all && open - self.streams.values().filter(reset).count() >= all
     }
 
     /// Whether the reply is to an OPEN of ours that is unanswered; one that we reset since is answered into the void.
