@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use io_support::*;
 use rustix::net::{
@@ -366,4 +367,85 @@ fn half_a_packet_and_silence_is_the_daemons_to_judge_and_holds_up_nobody() {
     assert_eq!(to_eof(&daemon), [], "the end comes where it came");
     drop(daemon);
     assert_eq!(client.rest(), []);
+}
+
+/// The link is shared, so it is kept until it is whole, however long it is.
+#[test]
+fn a_long_packet_passes_beside_bistream() {
+    for len in [300_000, 4 * MIB] {
+        let fronted = fronted();
+        let mut client = Raw::connect(&fronted.address);
+        client.hello();
+        client.say(&legacy(0, 1, 0));
+        let daemon = accept(&fronted.daemon);
+        read(&daemon, 28);
+        let saying = thread::spawn(move || (&daemon).write_all(&legacy(1, 1, len)).unwrap());
+        assert!(client.receive_bytes() == legacy(1, 1, len));
+        saying.join().unwrap();
+    }
+}
+
+/// Where reads of the daemon end within packets, and always would.
+#[test]
+fn hello_in_the_middle_of_a_daemons_bulk_is_answered_behind_its_packet() {
+    let fronted = fronted();
+    let mut client = Raw::connect(&fronted.address);
+    client.say(&legacy(0, 1, 0));
+    let daemon = accept(&fronted.daemon);
+    read(&daemon, 28);
+    thread::spawn(move || {
+        let packet = legacy(3, 1, 262_120);
+        while (&daemon).write_all(&packet).is_ok() {}
+    });
+    (0..16).for_each(|_| assert_eq!(client.receive().0.procedure, 208));
+    client.say(&hello());
+    // What the kernel holds of the bulk comes first.
+    let behind = (0..200).find(|_| client.receive().0 == ours(Procedure::Hello, PacketType::Reply, 1, Status::Ok));
+    assert!(behind.is_some(), "50 MB later it is not answered");
+}
+
+/// It says why, and takes no more; what is on its way to it is of no use.
+#[test]
+fn the_last_words_of_a_daemon_that_takes_no_more_reach_the_client() {
+    for _ in 0..3 {
+        let fronted = fronted();
+        let mut client = Raw::connect(&fronted.address);
+        let mut writer = client.stream.try_clone().unwrap();
+        let saying = thread::spawn(move || while writer.write_all(&legacy(3, 1, 50_000)).is_ok() {});
+        let daemon = accept(&fronted.daemon);
+        read(&daemon, 28);
+        (&daemon).write_all(&legacy(1, 7, 1000)).unwrap();
+        drop(daemon);
+        assert!(client.receive_bytes() == legacy(1, 7, 1000));
+        drop(client);
+        saying.join().unwrap();
+    }
+}
+
+/// Its end may be told more than once.
+#[test]
+fn a_daemon_that_goes_beside_bistream_ends_that_session_at_once_and_holds_up_no_other() {
+    for answers in [false, true] {
+        for _ in 0..20 {
+            let fronted = fronted();
+            let mut other = Raw::connect(&fronted.address);
+            other.hello();
+            let mut both = Raw::connect(&fronted.address);
+            both.hello();
+            both.say(&legacy(0, 1, 70_000));
+            let daemon = accept(&fronted.daemon);
+            read(&daemon, 28);
+            if answers {
+                (&daemon).write_all(&legacy(1, 1, 1000)).unwrap();
+            }
+            let begun = Instant::now();
+            drop(daemon);
+            if answers {
+                assert!(both.receive_bytes() == legacy(1, 1, 1000), "its last words come first");
+            }
+            assert!(both.closed().text.contains("daemon behind"));
+            other.ping();
+            assert!(begun.elapsed() < Duration::from_secs(1), "CLOSE came after {:?}", begun.elapsed());
+        }
+    }
 }

@@ -2,7 +2,8 @@
 
 mod io_support;
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use std::time::Duration;
 use io_support::*;
 use mio::Registry;
 use virbistream::io::{
-    Attachment, Call, Decision, Handler, NoTargets, Procedure, Procedures, Report, Request, SessionKey, SessionOptions,
-    Socket,
+    Attachment, Call, Decision, Handler, NoTargets, Procedure, Procedures, Relay, Report, Request, SessionKey,
+    SessionOptions, Socket,
 };
 use virbistream::proto::{Config, Side, StreamError};
 use virbistream::rpc::{self, CallError, Direction, ProcedureId, StreamOptions};
@@ -237,7 +238,7 @@ fn events_are_reported() {
 
 #[test]
 fn legacy_streams_carry_bytes_and_holes_both_ways_beside_bulk() {
-    let (sent, got_there) = (10 * MIB, Arc::new(Mutex::new(None)));
+    let (sent, got_there) = (40 * MIB, Arc::new(Mutex::new(None)));
     let keep = Arc::clone(&got_there);
     let mut daemon = daemon(move |programs| {
         add(programs, DOWNLOAD, move |call| {
@@ -259,7 +260,7 @@ fn legacy_streams_carry_bytes_and_holes_both_ways_beside_bulk() {
     let (count, download) = (Arc::clone(&bulk), Arc::clone(&got));
     let sink = Custom::new().0.writing(move |bufs| {
         let len = bufs.iter().map(|buf| buf.len()).sum();
-        if (1..13 * MIB).contains(&download.lock().unwrap().len()) {
+        if (1..63 * MIB).contains(&download.lock().unwrap().len()) {
             *count.lock().unwrap() += len;
         }
         Ok(len)
@@ -405,22 +406,19 @@ fn a_handler_that_fails_fails_its_stream_at_both_ends_and_a_refusal_reaches_it()
 #[test]
 fn a_session_that_is_closed_waits_for_calls_and_legacy_streams() {
     for by_client in [true, false] {
-        let mut daemon = daemon(|programs| {
-            add(programs, DOWNLOAD, |call| {
-                let (volume, _, _) = Volume::new(MIB);
-                call.answer_with_stream(Vec::new(), StreamOptions::new(Direction::Sending), Box::new(volume));
-            });
-        });
+        let mut daemon = daemon(|_| ());
+        let (volume, got, _) = Volume::new(0);
+        daemon.stream(SLOW, StreamOptions::new(Direction::Receiving), volume);
         let slow = daemon.call(SLOW, b"");
-        let call = daemon.slow.recv_timeout(PATIENCE).unwrap();
+        let [begins, call] = [0, 1].map(|_| daemon.slow.recv_timeout(PATIENCE).unwrap());
         if by_client {
             daemon.near.handle.close(daemon.key)
         } else {
             daemon.far.handle.close(daemon.far_key)
         }
-        // Both are looked at in this order: what comes now comes to a session that is to be closed.
-        let (volume, got, _) = Volume::new(0);
-        daemon.stream(DOWNLOAD, StreamOptions::new(Direction::Receiving), volume);
+        // Commands are carried out in their order: what comes now comes to a session that is to be closed.
+        let (volume, _, _) = Volume::new(MIB);
+        begins.answer_with_stream(Vec::new(), StreamOptions::new(Direction::Sending), Box::new(volume));
         assert_eq!(legacy_ended(&mut daemon.near), Ok(()));
         assert!(*got.lock().unwrap() == pattern(MIB));
         let (refused, told) = Custom::new();
@@ -431,6 +429,91 @@ fn a_session_that_is_closed_waits_for_calls_and_legacy_streams() {
         assert_eq!(daemon.near.session_ended(daemon.key), Ok(()));
         assert_eq!(daemon.far.session_ended(daemon.far_key), Ok(()));
     }
+}
+
+/// As a screenshot does: the relay's other end is closed both ways when all is written.
+#[test]
+fn a_download_from_a_socket_whose_other_end_is_gone_comes_whole() {
+    for len in [4, 100_000] {
+        let mut daemon = daemon(move |programs| {
+            add(programs, DOWNLOAD, move |call| {
+                let (near, far) = UnixStream::pair().unwrap();
+                let relay = Relay::new(near).unwrap();
+                call.answer_with_stream(Vec::new(), StreamOptions::new(Direction::Sending), Box::new(relay));
+                thread::spawn(move || (&far).write_all(&pattern(len)).unwrap());
+            });
+        });
+        let (volume, got, _) = Volume::new(0);
+        daemon.stream(DOWNLOAD, StreamOptions::new(Direction::Receiving), volume);
+        assert_eq!(legacy_ended(&mut daemon.near), Ok(()));
+        assert!(*got.lock().unwrap() == pattern(len));
+    }
+}
+
+/// Answers may come when nothing else does.
+#[test]
+fn a_client_that_leaves_late_answers_unread_loses_its_link() {
+    let mut programs = Procedures::new();
+    let (hand_out, calls) = mpsc::channel();
+    let hand_out = Mutex::new(hand_out);
+    add(&mut programs, SLOW, move |call| drop(hand_out.lock().unwrap().send(call)));
+    let config = Config { hello_timeout: None, silence_limit: Duration::from_millis(200), ..Config::default() };
+    let options = SessionOptions { config, programs: Arc::new(programs), ..SessionOptions::default() };
+    let mut far = Node::start();
+    let (near, theirs) = UnixStream::pair().unwrap();
+    let key = far.handle.attach(Socket::from_unix(theirs).unwrap(), Side::Accepting, options);
+    (0..100).for_each(|serial| (&near).write_all(&legacy_call(0x2000_8086, 1, 5, serial)).unwrap());
+    let calls: Vec<Call> = (0..100).map(|_| calls.recv_timeout(PATIENCE).unwrap()).collect();
+    calls.into_iter().for_each(|call| call.answer(Ok(vec![0; 60_000])));
+    assert!(far.session_ended(key).is_err());
+    drop(near);
+}
+
+/// The answer comes from another thread, after the end.
+#[test]
+fn a_client_that_says_no_more_has_its_answers_first() {
+    let mut programs = Procedures::new();
+    add(&mut programs, ECHO, |call| drop(thread::spawn(move || call.answer_with(Ok(9u64)))));
+    let config = Config { hello_timeout: None, ..Config::default() };
+    let options = SessionOptions { config, programs: Arc::new(programs), ..SessionOptions::default() };
+    let mut far = Node::start();
+    let address = far.listen(options);
+    for _ in 0..20 {
+        let mut peer = Raw::connect(&address);
+        let key = far.link_accepted();
+        (0..3).for_each(|serial| peer.say(&legacy_call(0x2000_8086, 1, 4, serial)));
+        peer.shut();
+        assert_eq!(peer.rest().len(), 3 * 36);
+        assert_eq!(far.session_ended(key), Ok(()));
+    }
+}
+
+/// It is told so, and the link ends when what it called for before is answered.
+#[test]
+fn a_client_that_calls_on_while_its_session_is_closed_holds_nothing_up() {
+    let mut programs = Procedures::new();
+    let (hand_out, calls) = mpsc::channel();
+    let hand_out = Mutex::new(hand_out);
+    add(&mut programs, SLOW, move |call| drop(hand_out.lock().unwrap().send(call)));
+    let config = Config { hello_timeout: None, ..Config::default() };
+    let mut far = Node::start();
+    let options = SessionOptions { config, programs: Arc::new(programs), ..SessionOptions::default() };
+    let mut peer = Raw::connect(&far.listen(options));
+    let key = far.link_accepted();
+    peer.say(&legacy_call(0x2000_8086, 1, 5, 1));
+    let call = calls.recv_timeout(PATIENCE).unwrap();
+    far.handle.close(key);
+    // Carried out in this order: an answer by the handle stands behind the close.
+    far.handle.message(key, ECHO, Vec::new());
+    peer.receive();
+    peer.say(&legacy_call(0x2000_8086, 1, 5, 2));
+    let (header, _) = peer.receive();
+    assert_eq!((header.serial, header.status), (2, 1), "refused");
+    call.answer(Ok(Vec::new()));
+    let (header, _) = peer.receive();
+    assert_eq!((header.serial, header.status), (1, 0));
+    assert_eq!(peer.rest(), []);
+    assert_eq!(far.session_ended(key), Ok(()));
 }
 
 /// A peer that never says HELLO: its link stays for calls, and goes without a complaint.
@@ -490,7 +573,7 @@ fn a_client_falls_back_to_calls_on_the_same_link() {
 /// As libvirtd does at times.
 #[test]
 fn what_a_daemon_sends_before_it_answers_the_call_waits_for_the_handler() {
-    for place in 0..3 {
+    for (place, data) in [(0, "data"), (1, "data"), (2, "data"), (0, ""), (1, "")] {
         let (mut node, key, mut daemon) = legacy_daemon();
         let (volume, got, _) = Volume::new(0);
         let begun = (StreamOptions::new(Direction::Receiving), Box::new(volume) as Box<dyn Handler>);
@@ -498,7 +581,10 @@ fn what_a_daemon_sends_before_it_answers_the_call_waits_for_the_handler() {
         node.handle.call_with_stream(key, DOWNLOAD, Vec::new(), PATIENCE, begun, move |came| drop(answer.send(came)));
         let (call, _) = daemon.receive();
         let stream = |status| Header { kind: 3, status, ..call };
-        let mut packets = vec![[&stream(2).encode(4)[..], b"data"].concat(), stream(2).encode(0).to_vec()];
+        let mut packets = vec![stream(2).encode(0).to_vec()];
+        if !data.is_empty() {
+            packets.insert(0, [&stream(2).encode(4)[..], data.as_bytes()].concat());
+        }
         packets.insert(place, Header { kind: 1, ..call }.encode(0).to_vec());
         for packet in &packets[..place] {
             daemon.say(packet);
@@ -513,6 +599,6 @@ fn what_a_daemon_sends_before_it_answers_the_call_waits_for_the_handler() {
         daemon.say(&stream(0).encode(0));
         assert_eq!(legacy_ended(&mut node), Ok(()));
         assert_eq!(answered.recv_timeout(PATIENCE).unwrap(), Ok(Vec::new()));
-        assert_eq!(*got.lock().unwrap(), b"data");
+        assert_eq!(*got.lock().unwrap(), data.as_bytes());
     }
 }

@@ -166,6 +166,46 @@ fn keepalive_is_answered_at_both_ends() {
     assert!(pair.client.packets().is_empty() && pair.server.packets().is_empty());
 }
 
+#[test]
+fn arguments_of_unanswered_calls_are_bounded() {
+    let mut pair = Pair::new(usize::MAX);
+    let arguments = vec![0; 30 << 20];
+    for _ in 0..3 {
+        pair.client.rpc.call(pair.now, remote(5), &arguments, MINUTE).unwrap();
+        pair.settle();
+    }
+    assert_eq!(pair.server.events.len(), 2, "the third is too much");
+    assert!(matches!(&pair.client.events[..], [ClientEvent::Answered { answer: Err(CallError::Remote(error)), .. }]
+        if error.code == codes::RESOURCE_BUSY));
+    let call = pair.call();
+    pair.server.rpc.answer(call.id, Ok(b""));
+    pair.client.rpc.call(pair.now, remote(5), &arguments, MINUTE).unwrap();
+    pair.settle();
+    assert_eq!(pair.server.events.len(), 2, "and then there is room");
+}
+
+#[test]
+fn one_pong_stands_for_all_that_are_owed() {
+    let ping = Header { program: 0x6b65_6570, version: 1, procedure: 1, kind: 2, serial: 0, status: 0 };
+    let mut pair = Pair::new(usize::MAX);
+    for _ in 0..1000 {
+        pair.up(&ping.encode(0));
+        pair.down(&ping.encode(0));
+    }
+    let pong = Header { procedure: 2, ..ping }.encode(0);
+    assert_eq!((pair.client.rpc.waiting(), pair.server.rpc.waiting()), (28, 28));
+    // It goes between two packets, never within one.
+    assert!(pair.server.rpc.message(remote(1), &[5; 100]));
+    let mut room = [0; 50];
+    assert_eq!(pair.server.rpc.poll_packets(&mut room, 40), 50);
+    assert_eq!(room[..28], pong);
+    pair.up(&ping.encode(0));
+    let rest = pair.server.packets();
+    assert_eq!(rest.len(), 128 - 22 + 28);
+    assert_eq!(rest[rest.len() - 28..], pong);
+    assert_eq!(pair.client.packets(), pong);
+}
+
 fn from_hex(hex: &str) -> Vec<u8> {
     let digits: Vec<u8> = hex.chars().filter_map(|digit| digit.to_digit(16)).map(|digit| digit as u8).collect();
     digits.chunks_exact(2).map(|pair| pair[0] * 16 + pair[1]).collect()

@@ -498,3 +498,60 @@ fn packets_of_no_stream_are_answered_by_nothing() {
     assert!(pair.client.packets().is_empty() && pair.server.packets().is_empty());
     assert!(pair.client.stream_news().is_empty() && pair.server.stream_news().is_empty());
 }
+
+#[test]
+fn an_upload_that_fails_behind_its_last_byte_is_over_at_both_ends() {
+    let mut pair = Pair::new(1);
+    let (client, server) = stream(&mut pair, Direction::Sending);
+    pair.client.rpc.stream(client).unwrap().finish();
+    pair.settle();
+    assert_eq!(pair.server.stream_news(), [StreamEvent::Finished(server)]);
+    let error = RemoteError::new(codes::SYSTEM_ERROR, domains::STREAMS, "cannot sync");
+    pair.server.rpc.stream(server).unwrap().fail(&error);
+    pair.settle();
+    assert_eq!(pair.client.stream_news(), [StreamEvent::Failed(client, StreamError::Remote(Box::new(error)))]);
+    assert_eq!(pair.server.rpc.stream_count(), 0, "the client had had its last word");
+}
+
+#[test]
+fn data_overtakes_neither_a_hole_nor_the_reply() {
+    let mut pair = Pair::new(usize::MAX);
+    let (_, client) = begin(&mut pair, Direction::Receiving);
+    pair.settle();
+    let incoming = pair.call();
+    let rpc = &mut pair.server.rpc;
+    // More waits than goes at once.
+    assert!(rpc.message(remote(100), &[0; 500]) && rpc.message(remote(100), &[0; 500]));
+    let server = rpc.answer_with_stream(incoming.id, b"", options(Direction::Sending)).unwrap();
+    rpc.stream(server).unwrap().ready();
+    let (mut sent, mut room) = (Vec::new(), [0; 200]);
+    for (hole, data) in [(0, "a"), (7, "b"), (0, "c"), (9, "d")] {
+        if hole > 0 {
+            assert!(rpc.message(remote(100), &[0; 500]) && rpc.stream(server).unwrap().send_hole(hole));
+        }
+        while rpc.poll_grant().is_none() {
+            let len = rpc.poll_packets(&mut room, 100);
+            assert!(len > 0, "what must go before is on its way");
+            sent.extend_from_slice(&room[..len]);
+        }
+        sent.extend_from_slice(&rpc.stream(server).unwrap().send(1).unwrap());
+        sent.extend_from_slice(data.as_bytes());
+    }
+    pair.down(&sent);
+    let bytes = |text: &str| Came::Bytes(text.into());
+    assert_eq!(pair.client.came[&client], [bytes("a"), Came::Hole(7), bytes("bc"), Came::Hole(9), bytes("d")]);
+    assert!(pair.client.events.iter().any(|event| matches!(event, ClientEvent::Answered { answer: Ok(_), .. })));
+}
+
+/// The names of its packets would be those of the first.
+#[test]
+fn a_serial_that_has_a_stream_under_way_begins_no_other() {
+    let mut pair = Pair::new(1);
+    let (_, server) = stream(&mut pair, Direction::Sending);
+    pair.up(&packet(0, OK, UPLOAD, b"volume"));
+    let incoming = pair.call();
+    assert_eq!(pair.server.rpc.answer_with_stream(incoming.id, b"", options(Direction::Receiving)), None);
+    let refusal = pair.server.packets();
+    assert_eq!(refusal[20..28], [0, 0, 0, 1, 0, 0, 0, 1], "the call's serial, and an error");
+    assert!(pair.server.rpc.stream(server).is_some());
+}

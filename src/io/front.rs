@@ -42,6 +42,8 @@ pub(super) struct Front {
     /// A packet is out by half.
     begun: bool,
     ended: bool,
+    /// The daemon takes no more. What it says is still passed on: it may be why.
+    deaf: bool,
     following: Following,
     /// Those that came with what was read last.
     descriptors: VecDeque<OwnedFd>,
@@ -116,6 +118,7 @@ impl Front {
             down_descriptors: VecDeque::new(),
             begun: false,
             ended: false,
+            deaf: false,
             following: Following::default(),
             descriptors: VecDeque::new(),
             descriptor: None,
@@ -125,25 +128,31 @@ impl Front {
 
     /// The daemon's socket is ready.
     pub(super) fn on_event(&mut self, readable: bool, writable: bool) -> io::Result<()> {
-        self.can_read |= readable;
-        self.can_write |= writable;
+        self.can_read |= readable && !self.ended;
+        self.can_write |= writable && !self.deaf;
         self.flush()
     }
 
     /// Passes on what the client said.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while self.up.is_empty() && self.can_write && !bytes.is_empty() {
-            let taken = self.write_some(&[IoSlice::new(bytes)])?;
-            bytes = &bytes[taken..];
+            match self.daemon.write_vectored(&[IoSlice::new(bytes)]) {
+                Ok(taken) => bytes = &bytes[taken..],
+                Err(error) => self.on_write_error(error)?,
+            }
         }
-        self.up.push(bytes);
+        if !self.deaf {
+            self.up.push(bytes);
+        }
         Ok(())
     }
 
     /// Passes on a descriptor of the client's, and the byte that it came with.
     pub(super) fn write_descriptor(&mut self, byte: u8, descriptor: OwnedFd) -> io::Result<()> {
-        self.up.push_hole(0);
-        self.up_descriptors.push_back((byte, descriptor));
+        if !self.deaf {
+            self.up.push_hole(0);
+            self.up_descriptors.push_back((byte, descriptor));
+        }
         self.flush()
     }
 
@@ -161,11 +170,27 @@ impl Front {
             }
             let mut slices = [IoSlice::new(&[]); 16];
             let set = self.up.front(&mut slices);
-            let taken = write_some(&mut self.daemon, &mut self.can_write, &slices[..set])?;
-            self.up.advance(taken);
+            match self.daemon.write_vectored(&slices[..set]) {
+                Ok(taken) => self.up.advance(taken),
+                Err(error) => self.on_write_error(error)?,
+            }
         }
-        if self.up.is_empty() && std::mem::take(&mut self.finish_due) {
+        if self.up.is_empty() && std::mem::take(&mut self.finish_due) && !self.deaf {
             self.daemon.shutdown(Shutdown::Write)?;
+        }
+        Ok(())
+    }
+
+    fn on_write_error(&mut self, error: io::Error) -> io::Result<()> {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => self.can_write = false,
+            io::ErrorKind::Interrupted => {}
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                (self.deaf, self.can_write) = (true, false);
+                self.up = Backlog::default();
+                self.up_descriptors.clear();
+            }
+            _ => return Err(error),
         }
         Ok(())
     }
@@ -179,15 +204,9 @@ impl Front {
                 self.up_descriptors.pop_front();
                 self.up.pop_hole();
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.can_write = false,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => self.on_write_error(error)?,
         }
         Ok(())
-    }
-
-    fn write_some(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        write_some(&mut self.daemon, &mut self.can_write, slices)
     }
 
     /// Whether the daemon takes so little that the link should not be read.
@@ -197,12 +216,12 @@ impl Front {
 
     /// Whether the daemon has ended and all that it said is out.
     pub(super) fn is_over(&self) -> bool {
-        self.ended && self.down.is_empty()
+        self.ended && self.is_empty()
     }
 
     /// Whether all is out that came.
     pub(super) fn is_empty(&self) -> bool {
-        self.down.is_empty()
+        self.down.is_empty() && self.down_descriptors.is_empty() && self.descriptor.is_none()
     }
 
     /// Whether another's packet may follow what was given last.
@@ -220,15 +239,25 @@ impl Front {
         shared: bool,
         budget: usize,
     ) -> io::Result<usize> {
-        // What was begun without others is ended without them.
-        if !shared || self.begun && self.whole.is_empty() {
+        if !shared {
             return self.read_through(out);
         }
-        while self.can_read && self.down.len() < MAX_DOWN && self.down_descriptors.len() < DESCRIPTORS_MAX {
+        // What was begun without others is ended without them, and nothing beyond it.
+        if self.begun && self.whole.is_empty() {
+            let missing = if self.following.due > 0 { 1 } else { self.decoder.missing() };
+            let room = out.len().min(missing);
+            return self.read_through(&mut out[..room]);
+        }
+        while self.can_read && (self.whole.is_empty() || !self.is_ahead()) {
             let len = self.read(scratch)?;
             self.keep(&scratch[..len])?;
         }
         Ok(self.take_whole(out, budget))
+    }
+
+    /// Whether so much of the daemon's waits for the link that more should not be read, once a packet is whole.
+    fn is_ahead(&self) -> bool {
+        self.down.len() >= MAX_DOWN || self.down_descriptors.len() >= DESCRIPTORS_MAX
     }
 
     fn read_through(&mut self, out: &mut [u8]) -> io::Result<usize> {
@@ -316,6 +345,11 @@ impl Front {
                 Ok(len) => return Ok(len),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.can_read = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // It closed with some of what it was sent unread.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    self.ended = true;
+                    self.can_read = false;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -334,17 +368,6 @@ impl Front {
 
     pub(super) fn close(mut self, registry: &Registry) {
         let _ = self.daemon.deregister(registry);
-    }
-}
-
-fn write_some(daemon: &mut Socket, can_write: &mut bool, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-    match daemon.write_vectored(slices) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            *can_write = false;
-            Ok(0)
-        }
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-        result => result,
     }
 }
 

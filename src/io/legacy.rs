@@ -32,6 +32,8 @@ pub(super) struct Legacy {
     full_since: Option<Instant>,
     /// We were called: the peer is a client of libvirt's RPC, whether or not it will say HELLO.
     pub(super) is_called: bool,
+    /// What is under way ends, and no more calls are taken.
+    pub(super) is_closing: bool,
 }
 
 /// A call of ours.
@@ -98,6 +100,7 @@ impl Legacy {
             calls: BTreeMap::new(),
             full_since: None,
             is_called: false,
+            is_closing: false,
         }
     }
 
@@ -156,6 +159,11 @@ impl Legacy {
     /// Whether another's packet may follow what was given last.
     pub(super) fn is_between_packets(&self) -> bool {
         either!(&self.rpc, end => end.is_between_packets())
+    }
+
+    /// Whether calls of the client's wait for their answers.
+    pub(super) fn owes_answers(&self) -> bool {
+        matches!(&self.rpc, Rpc::Daemon(server) if server.unanswered() > 0)
     }
 
     /// Whether no call and no stream is under way, and nothing waits to be sent.
@@ -306,6 +314,12 @@ impl Legacy {
     fn on_call(&mut self, cx: &mut Context<'_>, peer: &str, call: IncomingCall) {
         let Rpc::Daemon(server) = &mut self.rpc else { return };
         self.is_called = true;
+        if self.is_closing {
+            let error =
+                RemoteError::new(codes::OPERATION_INVALID, domains::RPC, "the connection is about to be closed");
+            server.answer(call.id, Err(&error));
+            return;
+        }
         match self.programs.find(call.procedure) {
             Ok(procedure) => procedure.call(Call::new(cx.handle, self.key, peer, call)),
             Err(error) => {
@@ -334,6 +348,11 @@ impl Legacy {
 
     /// A daemon's answer, from whichever thread.
     pub(super) fn answer(&mut self, cx: &mut Context<'_>, call: IncomingId, answer: Answer) {
+        self.give_answer(cx, call, answer);
+        self.look_whether_full(cx.now);
+    }
+
+    fn give_answer(&mut self, cx: &mut Context<'_>, call: IncomingId, answer: Answer) {
         let Rpc::Daemon(server) = &mut self.rpc else { return };
         match answer {
             Answer::Body(answer) => server.answer(call, answer.as_deref()),
@@ -392,7 +411,12 @@ impl Legacy {
     fn add_channel(&mut self, cx: &mut Context<'_>, id: LegacyId, procedure: ProcedureId, handler: Box<dyn Handler>) {
         let token = cx.tokens.add(Place::Legacy(self.key, id));
         let opened = Opened { key: StreamKey(cx.handle.next_key()), target: procedure.to_string(), handler };
-        self.channels.insert(id, Channel::new(opened, token));
+        let mut channel = Channel::new(opened, token);
+        if self.rpc.stream(id).is_some_and(|stream| stream.options().direction == Direction::Sending) {
+            // That its handler takes no bytes is nothing to fail of.
+            channel.stop_receiving();
+        }
+        self.channels.insert(id, channel);
     }
 
     /// The stream stands, unless it was over before it was known to stand.

@@ -155,7 +155,7 @@ impl Client {
         match header.packet_type() {
             Some(PacketType::Message) if header.program == KEEPALIVE => {
                 if header.procedure == PING {
-                    self.outbox.push(&Header { procedure: PONG, serial: 0, ..*header }, &[]);
+                    self.outbox.push_pong(&Header { procedure: PONG, serial: 0, ..*header });
                 }
             }
             Some(PacketType::Reply | PacketType::Message) => {
@@ -283,7 +283,7 @@ impl Client {
     /// The stream whose turn it is to send at most [`STREAM_DATA_MAX`](super::STREAM_DATA_MAX) bytes. Answer it by the
     /// stream's `send`, `send_hole`, `blocked`, `finish` or `fail`: until then it stays the same.
     pub fn poll_grant(&mut self) -> Option<LegacyId> {
-        self.streams.poll_grant()
+        self.streams.poll_grant(&self.outbox)
     }
 
     /// The stream, to act upon; `None` when it is over or never was.

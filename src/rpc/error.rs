@@ -21,9 +21,6 @@ pub enum LinkError {
     /// A packet of a type that there is not.
     #[error("the peer sent a packet of type {0}")]
     PacketType(u32),
-    /// It does not read what it asked for.
-    #[error("the peer does not read: {0} bytes wait for it")]
-    NotReading(usize),
 }
 
 /// Why a legacy stream ended before its time.

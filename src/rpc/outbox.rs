@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::wire::Header;
+use crate::wire::{HEADER_LEN, Header};
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
@@ -10,6 +10,11 @@ pub(super) struct Outbox {
     /// Bytes of the first packet that are out already.
     begun: usize,
     bytes: usize,
+    /// How many packets came in, and went out.
+    pushed: u64,
+    gone: u64,
+    /// One PONG stands for all that are owed: a peer that asks and does not read makes nothing grow.
+    pong: Option<[u8; HEADER_LEN]>,
 }
 
 impl Outbox {
@@ -18,12 +23,27 @@ impl Outbox {
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let packet = [&header.encode(len)[..], payload].concat();
         self.bytes += packet.len();
+        self.pushed += 1;
         self.packets.push_back(packet);
+    }
+
+    pub(super) fn push_pong(&mut self, header: &Header) {
+        self.pong = Some(header.encode(0));
+    }
+
+    /// A mark behind the last packet.
+    pub(super) fn mark(&self) -> u64 {
+        self.pushed
+    }
+
+    /// Whether all is out that was in front of the mark.
+    pub(super) fn has_passed(&self, mark: u64) -> bool {
+        self.gone >= mark
     }
 
     /// Bytes that wait.
     pub(super) fn len(&self) -> usize {
-        self.bytes
+        self.bytes + self.pong.map_or(0, |pong| pong.len())
     }
 
     /// Whether what comes next may be another's packet: nothing is out by half.
@@ -34,6 +54,9 @@ impl Outbox {
     /// Moves bytes into the front of `out`; gives how many. A packet is begun while less than `budget` bytes were given.
     pub(super) fn poll(&mut self, out: &mut [u8], budget: usize) -> usize {
         let mut len = 0;
+        if self.begun == 0 && budget > 0 {
+            len = self.poll_pong(out);
+        }
         while let (Some(packet), Some(room)) = (self.packets.front(), out.get_mut(len..)) {
             if self.begun == 0 && (len >= budget || room.is_empty()) {
                 break;
@@ -44,15 +67,28 @@ impl Outbox {
                 to.copy_from_slice(from);
             }
             len += now;
+            self.bytes -= now;
             self.begun += now;
             if self.begun < packet.len() {
                 break;
             }
             self.begun = 0;
+            self.gone += 1;
             self.packets.pop_front();
         }
-        self.bytes -= len;
         len
+    }
+
+    /// Whole, or not yet.
+    fn poll_pong(&mut self, out: &mut [u8]) -> usize {
+        match (self.pong, out.first_chunk_mut()) {
+            (Some(pong), Some(room)) => {
+                *room = pong;
+                self.pong = None;
+                pong.len()
+            }
+            _ => 0,
+        }
     }
 }
 

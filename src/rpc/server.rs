@@ -131,7 +131,7 @@ impl Server {
 
     fn on_keepalive(&mut self, header: &Header) {
         if header.procedure == PING {
-            self.outbox.push(&Header { procedure: PONG, serial: 0, ..*header }, &[]);
+            self.outbox.push_pong(&Header { procedure: PONG, serial: 0, ..*header });
         }
     }
 
@@ -185,15 +185,18 @@ impl Server {
     }
 
     /// Answers a call well and begins a legacy stream with it; `None` when nobody waits for the answer any more, or when the client has
-    /// 256 of them already and is told so instead.
+    /// 256 of them already, or one of the same serial, and is told so instead.
     pub fn answer_with_stream(&mut self, call: IncomingId, answer: &[u8], options: StreamOptions) -> Option<LegacyId> {
         let header = self.end_call(call)?;
-        if self.streams.len() >= MAX_STREAMS {
-            self.refuse(&header, &RemoteError::new(codes::RESOURCE_BUSY, domains::STREAMS, "too many legacy streams"));
+        if self.streams.len() >= MAX_STREAMS || self.streams.is_known(&header) {
+            let text = "too many legacy streams, or one of this serial is under way";
+            self.refuse(&header, &RemoteError::new(codes::RESOURCE_BUSY, domains::STREAMS, text));
             return None;
         }
         self.put_answer(&header, Ok(answer));
-        Some(self.streams.open(&header, options, true))
+        let stream = self.streams.open(&header, options, true);
+        self.streams.send_behind(stream, self.outbox.mark());
+        Some(stream)
     }
 
     fn end_call(&mut self, call: IncomingId) -> Option<Header> {
@@ -257,7 +260,7 @@ impl Server {
     /// The stream whose turn it is to send at most [`STREAM_DATA_MAX`](super::STREAM_DATA_MAX) bytes. Answer it by the
     /// stream's `send`, `send_hole`, `blocked`, `finish` or `fail`: until then it stays the same.
     pub fn poll_grant(&mut self) -> Option<LegacyId> {
-        self.streams.poll_grant()
+        self.streams.poll_grant(&self.outbox)
     }
 
     /// The stream, to act upon; `None` when it is over or never was.
@@ -268,6 +271,11 @@ impl Server {
     /// Streams that the client has not had the last word of.
     pub fn stream_count(&self) -> usize {
         self.streams.len()
+    }
+
+    /// Calls that wait for their answers.
+    pub fn unanswered(&self) -> usize {
+        self.calls.len()
     }
 
     /// Whether no call waits for its answer, no stream is under way and nothing waits to be sent.

@@ -110,6 +110,8 @@ struct Stream {
     state: State,
     /// The call that began it has its answer: before that the client sends nothing.
     answered: bool,
+    /// What it sends next goes behind this mark of the outbox.
+    behind: u64,
     /// Received and not consumed.
     held: u64,
     in_turn: bool,
@@ -156,8 +158,22 @@ impl Streams {
         let id = LegacyId(self.next);
         self.next += 1;
         self.ids.insert(key(call), id);
-        self.streams.insert(id, Stream { call: *call, options, state: State::Open, answered, held: 0, in_turn: false });
+        self.streams.insert(
+            id,
+            Stream { call: *call, options, state: State::Open, answered, behind: 0, held: 0, in_turn: false },
+        );
         id
+    }
+
+    /// Whether a stream was begun by a call of this name and is not over.
+    pub(super) fn is_known(&self, call: &Header) -> bool {
+        self.ids.contains_key(&key(call))
+    }
+
+    pub(super) fn send_behind(&mut self, id: LegacyId, mark: u64) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.behind = mark;
+        }
     }
 
     /// The daemon's answer to a call, which may be one that begins a stream.
@@ -218,7 +234,7 @@ impl Streams {
             }
             (Some(PacketType::Stream), Some(Status::Continue)) if payload_len > 0 => Arriving::Data(id),
             (Some(PacketType::Stream), Some(Status::Continue)) => {
-                self.on_empty(id, out);
+                self.on_empty(id);
                 Arriving::Discard
             }
             (Some(PacketType::Stream), Some(Status::Ok)) => {
@@ -333,7 +349,7 @@ impl Streams {
     }
 
     /// The daemon's mark behind the last byte of a download.
-    fn on_empty(&mut self, id: LegacyId, _out: &mut Outbox) {
+    fn on_empty(&mut self, id: LegacyId) {
         if self.role == Role::Client
             && let Some(stream) = self.streams.get_mut(&id)
             && (stream.options.direction, stream.state) == (Direction::Receiving, State::Open)
@@ -350,7 +366,7 @@ impl Streams {
                 stream.state = State::Finishing;
                 self.events.push_back(StreamEvent::Finished(id));
             }
-            (_, _, State::Finishing) => {}
+            (Role::Daemon, _, State::Finishing) => {}
             // The client wants no more, or has had all, or answers our error.
             (Role::Daemon, _, state) => {
                 self.say(id, Status::Ok, &[], out);
@@ -358,7 +374,10 @@ impl Streams {
             }
             (Role::Client, _, State::Ending) => self.forget(id, Some(StreamEvent::Over(id))),
             (Role::Client, _, State::Failed) => self.forget(id, None),
-            (Role::Client, _, State::Open) => self.forget(id, Some(StreamEvent::Failed(id, StreamError::CutShort))),
+            // The daemon's word, and not the last: ours comes before that.
+            (Role::Client, _, State::Open | State::Finishing) => {
+                self.forget(id, Some(StreamEvent::Failed(id, StreamError::CutShort)))
+            }
         }
     }
 
@@ -397,11 +416,14 @@ impl Streams {
         }
     }
 
-    /// Whose turn it is to send. The same again, until it has sent or is blocked or over.
-    pub(super) fn poll_grant(&mut self) -> Option<LegacyId> {
+    /// Whose turn it is to send. The same again, until it has sent or is blocked or over. Nobody's while what must go before, a hole or the
+    /// reply, is not out.
+    pub(super) fn poll_grant(&mut self, out: &Outbox) -> Option<LegacyId> {
         while let Some(id) = self.turns.front().copied() {
             match self.streams.get_mut(&id) {
-                Some(stream) if stream.state == State::Open => return Some(id),
+                Some(stream) if stream.state == State::Open => {
+                    return Some(id).filter(|_| out.has_passed(stream.behind));
+                }
                 Some(stream) => stream.in_turn = false,
                 None => {}
             }
@@ -491,6 +513,10 @@ impl LegacyStream<'_> {
         // Into memory: it cannot fail.
         let _ = Hole { length, flags: 0 }.encode(&mut body);
         self.outbox.push(&header, &body);
+        self.streams.send_behind(self.id, self.outbox.mark());
+        if self.streams.turns.front() == Some(&self.id) {
+            self.streams.turns.rotate_left(1);
+        }
         true
     }
 
@@ -533,6 +559,8 @@ impl LegacyStream<'_> {
         let role = streams.role;
         let Some(stream) = streams.streams.get_mut(&id).filter(|stream| stream.state != State::Failed) else { return };
         let was = std::mem::replace(&mut stream.state, State::Failed);
+        // The client has had its last word: none will come.
+        let is_over = role == Role::Daemon && was == State::Finishing;
         if role == Role::Client && (was == State::Ending || !stream.answered) {
             return;
         }
@@ -542,6 +570,9 @@ impl LegacyStream<'_> {
             let _ = error.encode(&mut body);
         }
         streams.say(id, Status::Error, &body, outbox);
+        if is_over {
+            streams.forget(id, None);
+        }
     }
 }
 

@@ -118,6 +118,16 @@ impl Decoder {
         matches!(self.state, State::Header { have: 0 })
     }
 
+    /// Bytes up to the end of the header, or of the payload, that is expected next: who reads no more than these never reads into the next
+    /// packet. None after an error.
+    pub fn missing(&self) -> usize {
+        match self.state {
+            State::Header { have } => HEADER_LEN - have,
+            State::Payload { remaining } => remaining as usize,
+            State::Failed(_) => 0,
+        }
+    }
+
     /// A header that does not come in one portion.
     fn collect<'a>(&mut self, have: usize, input: &mut &'a [u8]) -> Result<Option<Piece<'a>>, FramingError> {
         let taken = input.len().min(HEADER_LEN - have);

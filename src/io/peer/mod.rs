@@ -181,14 +181,18 @@ impl Peer {
 
     /// Reads, answers and writes what there is, up to a budget.
     pub(super) fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
+        let was_closed = self.session.is_closed();
         let received = self.receive(cx);
         self.on_time(cx.now);
         self.legacy.on_time(cx, self.link.peer());
         self.on_events(cx);
         self.dial_again(cx);
         let sent = self.transmit(cx) | self.end_with_daemon() | self.close_if_idle();
+        self.end_after_peer();
         self.on_events(cx);
         self.end_if_finished(cx.now);
+        // What it says last may have come up behind all that was sent.
+        let sent = sent || !was_closed && self.session.is_closed() && !self.session.is_finished();
         match self.phase {
             Phase::Gone => Turn::Gone,
             _ if sent || received && self.is_reading() => Turn::Again,
@@ -213,6 +217,7 @@ impl Peer {
     /// Lets it end by agreement, once libvirt's calls and streams on the link are over.
     pub(super) fn close(&mut self) {
         self.close_due = true;
+        self.legacy.is_closing = true;
         self.close_if_idle();
     }
 

@@ -59,11 +59,22 @@ impl Peer {
             return;
         }
         self.transmit(cx);
-        match self.decoder.at_boundary() {
-            // What a session that is closed still owes is sent all the same.
-            _ if self.session.is_closed() => {}
-            true => self.session.handle_link_ended(reason),
-            false => self.session.handle_link_lost(reason),
+        if !self.decoder.at_boundary() && !self.session.is_closed() {
+            self.session.handle_link_lost(reason);
+        }
+        self.end_after_peer();
+    }
+
+    /// Where the peer sends no more, ends what that leaves; but not before a client of libvirt's that knows no BiStream has the answers to
+    /// its calls.
+    pub(super) fn end_after_peer(&mut self) {
+        let waits = !self.stood && self.legacy.owes_answers();
+        if !self.peer_ended || waits || self.front.is_some() && !self.stood {
+            return;
+        }
+        // What a session that is closed still owes is sent all the same.
+        if !self.session.is_closed() {
+            self.session.handle_link_ended("the peer closed the connection");
         }
         if self.is_flushed() {
             self.phase = Phase::Gone;
