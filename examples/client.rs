@@ -50,7 +50,7 @@ enum Input {
     Link(Vec<u8>),
     LinkEnded(String),
     /// Bytes of standard input; none is its end.
-    Stdin(Vec<u8>),
+    Stdin(io::Result<Vec<u8>>),
     /// So many bytes have gone to standard output.
     Printed(io::Result<usize>),
 }
@@ -99,12 +99,11 @@ fn read_link(mut link: UnixStream, inputs: &Sender<Input>) {
 fn read_stdin(asked: &Receiver<()>, inputs: &Sender<Input>) {
     for () in asked {
         let mut bytes = vec![0; CHUNK];
-        let len = io::stdin().read(&mut bytes).unwrap_or_else(|error| {
-            eprintln!("client: standard input: {error}");
-            0
+        let read = io::stdin().read(&mut bytes).map(|len| {
+            bytes.truncate(len);
+            bytes
         });
-        bytes.truncate(len);
-        if inputs.send(Input::Stdin(bytes)).is_err() {
+        if inputs.send(Input::Stdin(read)).is_err() {
             return;
         }
     }
@@ -210,7 +209,9 @@ impl Peer {
                     self.session.handle_link_lost(&reason);
                 }
             }
-            Input::Stdin(bytes) => {
+            // An end that is none must not look like one.
+            Input::Stdin(Err(error)) => self.give_up(format!("standard input: {error}")),
+            Input::Stdin(Ok(bytes)) => {
                 if let Some(stream) = &mut self.stream
                     && let Some(sending) = self.session.stream(stream.id)
                 {
@@ -222,18 +223,28 @@ impl Peer {
                     stream.unsent = bytes;
                 }
             }
-            Input::Printed(printed) => {
+            Input::Printed(Err(error)) => self.give_up(format!("standard output: {error}")),
+            Input::Printed(Ok(len)) => {
                 if let Some(stream) = &self.stream
                     && let Some(receiving) = self.session.stream(stream.id)
                 {
-                    match printed {
-                        Ok(len) => receiving.consumed(len as u64)?,
-                        Err(_) => receiving.stop()?,
-                    }
+                    receiving.consumed(len as u64)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Ends the stream for a fault of ours, and the session with it.
+    fn give_up(&mut self, cause: String) {
+        if let Some(stream) = self.stream.take()
+            && let Some(failing) = self.session.stream(stream.id)
+        {
+            failing.reset(RemoteError::new(codes::OPERATION_ABORTED, domains::STREAMS, &cause));
+        }
+        self.outcome = Err(cause.into());
+        self.calls.clear();
+        self.session.close();
     }
 
     /// Cuts bytes of the link into packets, and gives each to the one whose it is.
@@ -295,6 +306,9 @@ impl Peer {
                 }
                 Event::Legacy(error) => {
                     eprintln!("the peer does not know BiStream: error {}, {}", error.code, error.message);
+                    if let Some(target) = self.target.take() {
+                        self.outcome = Err(format!("nothing went to {target}").into());
+                    }
                     self.begin_calls();
                 }
                 Event::Accepted(id) => self.begin_stream(id)?,

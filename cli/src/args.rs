@@ -142,6 +142,9 @@ impl ServeArgs {
         }
         match self.socket.socket_mode {
             Some(mode) if mode & 0o177 != 0 => Err("with --libvirt the mode of the sockets is 0600".into()),
+            _ if self.socket.socket_owner.is_some() => {
+                Err("with --libvirt the sockets are of the user that runs serve".into())
+            }
             _ => Ok(()),
         }
     }

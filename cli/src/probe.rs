@@ -1,7 +1,7 @@
 //! What a peer is: HELLO alone, and what is answered to it.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -46,12 +46,15 @@ pub(crate) enum Error {
     Link { uri: Uri, source: io::Error },
     #[error("{uri} is no peer: {cause}")]
     Session { uri: Uri, cause: SessionError },
+    #[error("cannot write what was found: {0}")]
+    Print(io::Error),
 }
 
 /// Prints what was found.
 pub(crate) fn run(args: &ProbeArgs) -> Result<Found, Error> {
     let found = find(&args.uri, args.patience.timeout)?;
-    println!("{found}");
+    let mut out = io::stdout().lock();
+    writeln!(out, "{found}").and_then(|()| out.flush()).map_err(Error::Print)?;
     Ok(found)
 }
 
@@ -111,7 +114,11 @@ impl Probe {
     fn say(&mut self, link: &mut Link) -> io::Result<()> {
         let mut packets = vec![0; CONTROL_MAX];
         let length = self.session.poll_control(Instant::now(), &mut packets);
-        link.write_all(&packets[..length], self.until)
+        match link.write_all(&packets[..length], self.until) {
+            // What it said before it closed tells more.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+            written => written,
+        }
     }
 
     /// An error is the session's own cause of end, which `found` gives.

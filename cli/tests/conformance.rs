@@ -22,7 +22,8 @@ fn conformance(uri: &str) -> Run {
 /// The names of the cases that passed, of a report that is whole and has no failure.
 #[track_caller]
 fn assert_passes(run: Run) -> Vec<String> {
-    let finished = run.finish(PATIENCE);
+    // A real peer on a machine with other work may take a while.
+    let finished = run.args(["--timeout", "30"]).finish(3 * PATIENCE);
     let (passed, failed) = report(&finished);
     assert!(failed.is_empty() && finished.status.success(), "{failed:?}: {finished}");
     passed
@@ -131,12 +132,20 @@ fn what_cannot_be_asked_is_refused_in_a_sentence() {
         (&["unix:/nowhere", "--case", "legacy/no-such"][..], "`legacy/no-such`"),
         (&["unix:/nowhere", "--section", "other"], "other"),
         (&["unix:/nowhere", "--pool", "x", "--no-write"], "--no-write"),
+        (&["unix:/nowhere", "--section", "legacy", "--case", "bistream/ping"], "another section"),
         (&["--section", "legacy"], "<URI>"),
     ] {
         let finished = tool().arg("conformance").args(arguments).finish(PATIENCE);
         assert_eq!((finished.status.code(), &*finished.stdout), (Some(2), ""), "{finished}");
         assert!(finished.stderr.contains(word), "{finished}");
     }
+    for section in ["legacy", "bistream"] {
+        assert_fails(conformance("unix:/nowhere").args(["--section", section]), &["cannot connect", "/nowhere"]);
+    }
+    // A report that cannot be written is no success.
+    let command = "exec \"$@\" conformance --list >/dev/full";
+    let full = Run::new("sh", "dash").args(["-c", command, "sh", env!("CARGO_BIN_EXE_virbistream")]);
+    full.finish(PATIENCE).assert_failed_saying(&["cannot write", "No space left"]);
     let all = listed();
     let mut unique: Vec<_> = all.iter().map(|(name, _)| name).collect();
     unique.sort();
@@ -326,7 +335,10 @@ fn a_bistream_case_fails_by_each_way_to_break_it() {
     assert_case_fails("bistream/version", &["Reply Ok"], bistream(|_| (vec![], false)));
     assert_case_fails("bistream/hello", &["nothing"], |_, _| (vec![], false));
     // Something of BiStream on a link whose peer began badly.
-    assert_case_fails("bistream/hello-first-data", &["nothing of BiStream"], |_, _| (close(5), false));
+    assert_case_fails("bistream/hello-first-data", &["nothing of BiStream"], |header, _| match header.kind {
+        0 => (legacy(header, |_| ()), false),
+        _ => (close(5), false),
+    });
     // PONG: another token.
     assert_case_fails("bistream/ping", &["token"], |header, body| {
         let good = bistream(|_| (vec![], false))(header, body);
@@ -338,6 +350,39 @@ fn a_bistream_case_fails_by_each_way_to_break_it() {
         (legacy(header, |_| ()), header.procedure == IS_HELLO)
     });
     assert_case_fails(LEGACY_PEER, &["Some(1)"], |header, _| (legacy(header, |error| error.code = 1), false));
+}
+
+/// Every case ends, whatever the peer does, and few can be passed by one that does nothing right.
+#[test]
+fn no_wrong_peer_passes_keeps_or_breaks_the_battery() {
+    let scratch = Scratch::new();
+    scripted(&scratch.join("silent"), |_, _| (vec![], false));
+    scripted(&scratch.join("closing"), |_, _| (vec![], true));
+    scripted(&scratch.join("refusing"), |header, _| (legacy(header, |_| ()), false));
+    for name in ["silent", "closing", "refusing"] {
+        let bistream = names(|name, needs| name.starts_with("bistream/") && needs == "nothing");
+        let run = conformance(&format!("unix:{}", scratch.join(name).display()))
+            .args(["--timeout", "0.1"])
+            .args(bistream.iter().filter(|name| *name != LEGACY_PEER).flat_map(|name| ["--case", name]));
+        let (passed, _) = report(&run.finish(PATIENCE));
+        // Those that ask for nothing but silence.
+        let innocent = |name: &String| {
+            ["hello-first", "reply-to-no-hello", "silent-before-hello"].iter().any(|part| name.contains(part))
+        };
+        assert!(passed.iter().all(|case| name == "refusing" && innocent(case)), "{name}: {passed:?}");
+    }
+    // Limits that there cannot be.
+    for max_data in [0, 4095, u32::MAX] {
+        let path = scratch.join(&format!("limits-{max_data}"));
+        scripted(&path, move |header, _| {
+            let reply =
+                HelloReply { version: 1, features: 0, limits: Limits { max_data, max_streams: 4 }, extensions: vec![] };
+            (if header.procedure == IS_HELLO { packet(answer(header, 0), &reply) } else { vec![] }, false)
+        });
+        let run = conformance(&format!("unix:{}", path.display())).args(["--timeout", "0.2", "--target", "x"]);
+        let finished = run.args(["--case", "bistream/echo", "--case", "bistream/data-too-long"]).finish(PATIENCE);
+        assert_eq!(report(&finished).1.len(), 2, "{finished}");
+    }
 }
 
 #[test]

@@ -202,6 +202,18 @@ fn the_client_moves_bytes_to_a_target_and_back_and_calls_beside_them() {
 }
 
 #[test]
+fn the_client_fails_when_not_all_could_be_read_or_written() {
+    let daemon = Daemon::start();
+    echo_on(&daemon.join("there"));
+    noise_file(&daemon.join("to"), 1, 3);
+    let unread = client(&daemon.join("daemon"), "there", daemon.scratch.path(), Path::new("/dev/null"));
+    unread.finish(PATIENCE).assert_failed_saying(&["standard input", "directory"]);
+    let unwritten = client(&daemon.join("daemon"), "there", &daemon.join("to"), Path::new("/dev/full"));
+    unwritten.finish(PATIENCE).assert_failed_saying(&["standard output", "No space left"]);
+    daemon.end();
+}
+
+#[test]
 fn the_client_says_which_target_there_is_not() {
     let daemon = Daemon::start();
     let refused = client(&daemon.join("daemon"), "nowhere", Path::new("/dev/null"), Path::new("/dev/null"));
@@ -246,9 +258,10 @@ fn virsh_works_beside_a_stream_at_full_rate() {
 fn the_client_falls_back_to_calls_with_a_real_libvirtd() {
     let libvirtd = Libvirtd::start();
     let none = Path::new("/dev/null");
-    let client = client(&libvirtd.socket(), "there", none, none).succeed(PATIENCE);
+    let client = client(&libvirtd.socket(), "there", none, none).finish(PATIENCE);
     // The version is that of libvirt's test driver.
-    let said = "the peer does not know BiStream: error 39, unknown procedure: 1112735745\nversion 0.0.2\n";
-    assert_eq!(client.stderr, said, "{client}");
+    let said = "the peer does not know BiStream: error 39, unknown procedure: 1112735745\nversion 0.0.2\n\
+                client: nothing went to there\n";
+    assert_eq!((client.status.code(), &*client.stderr), (Some(1), said), "{client}");
     assert!(libvirtd.virsh(&["pool-list"]).contains("disks"), "it serves on");
 }

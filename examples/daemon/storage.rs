@@ -14,8 +14,11 @@ const NO_VOLUME: i32 = 50;
 const EXISTS: i32 = 90;
 const FROM_STORAGE: i32 = 18;
 
-/// All volumes together: a client cannot fill the daemon's memory.
+/// Bytes of all volumes together.
 const CAPACITY_MAX: usize = 64 << 20;
+
+const VOLUMES_MAX: usize = 64;
+const NAME_MAX: usize = 255;
 
 const POOL: &str = "disks";
 
@@ -44,11 +47,15 @@ impl Storage {
 
     pub(crate) fn create(&self, pool: &Text, xml: &Text) -> Result<Volume, RemoteError> {
         known_pool(pool)?;
-        let name = element(&xml.0, "name").ok_or_else(|| invalid("a volume without a name"))?;
+        let name = element(&xml.0, "name").filter(|name| name.len() <= NAME_MAX);
+        let name = name.ok_or_else(|| invalid("not a name that a volume can have"))?;
         let capacity = element(&xml.0, "capacity").and_then(|text| text.parse::<usize>().ok());
         let mut volumes = self.volumes();
         if volumes.contains_key(name) {
             return Err(not_found(EXISTS, format!("storage volume '{name}' exists already")));
+        }
+        if volumes.len() >= VOLUMES_MAX {
+            return Err(invalid("one volume more than there can be"));
         }
         let used: usize = volumes.values().map(Disk::len).sum();
         let capacity = capacity.filter(|capacity| *capacity <= CAPACITY_MAX - used);

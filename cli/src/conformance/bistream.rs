@@ -1,12 +1,12 @@
 //! That a good peer is served, by docs/protocol.md.
 
-use virbistream::wire::{Extension, Finish, HelloReply, Rule, close};
+use virbistream::wire::{Extension, Finish, Rule, close};
 
 use super::case::{Case, Fault, Needs, Setting, Verdict};
 use super::peer::{Came, Packet, Peer};
 use super::session::{
-    HELLO_SERIAL, Session, WINDOW, block, decoded, header, hello, hello_reply, kind, raw, say_close, say_credit,
-    say_data, say_finish, say_hello, say_open, say_ping, say_reset, say_stop,
+    HELLO_SERIAL, Session, WINDOW, block, decoded, header, hello, hello_reply, judge_reply, kind, raw, say_close,
+    say_credit, say_data, say_finish, say_hello, say_open, say_ping, say_reset, say_stop,
 };
 
 /// The one case of a peer that does not know HELLO.
@@ -74,13 +74,6 @@ fn hellos() -> Vec<Case> {
             },
         ),
     ]
-}
-
-fn judge_reply(reply: &HelloReply) -> Verdict {
-    match (reply.version, reply.limits.max_data) {
-        (1, 4096..=16_777_216) => Ok(()),
-        _ => Err(Fault::new("version 1, and max_data from 4096 to 16777216", format!("{reply:?}"))),
-    }
 }
 
 fn sessions() -> Vec<Case> {

@@ -231,6 +231,8 @@ fn keepalive(procedure: u32, kind: u32) -> Header {
 fn closed() -> Vec<Case> {
     let ends = |name, what, sent: Vec<u8>| {
         Case::on_connection(name, what, Needs::Nothing, move |peer| {
+            // Not that it closes anyway.
+            peer.expect_serves()?;
             peer.send(&sent)?;
             peer.expect_closed()
         })

@@ -60,8 +60,11 @@ impl ConformanceArgs {
     /// What no option can judge by itself.
     pub(crate) fn check(&self) -> Result<(), String> {
         let unknown = self.case.iter().find(|name| runner::all().iter().all(|case| case.name != **name));
-        match unknown {
-            Some(name) => Err(format!("there is no case `{name}`; --list says which there are")),
+        if let Some(name) = unknown {
+            return Err(format!("there is no case `{name}`; --list says which there are"));
+        }
+        match self.case.iter().find(|name| !runner::is_in(name, self.section)) {
+            Some(name) => Err(format!("the case `{name}` is of another section than --section says")),
             None => Ok(()),
         }
     }

@@ -38,9 +38,14 @@ pub(super) enum Came {
     Nothing,
 }
 
+/// So many times what one answer may take is what a whole case may: a peer that never stops cannot keep it.
+const CASE: u32 = 10;
+
 pub(super) struct Peer {
     link: Link,
     timeout: Duration,
+    /// By when the case is over.
+    end: Instant,
     connection: String,
     received: Vec<u8>,
     /// What came before its turn, and is next.
@@ -75,8 +80,9 @@ impl Peer {
     pub(super) fn connect(setting: &Setting) -> Result<Self, Fault> {
         let link = Link::connect(&setting.uri.address, Instant::now() + setting.timeout)
             .map_err(|error| Fault::new("a connection", error))?;
-        let connection = setting.uri.connection.clone();
-        Ok(Self { link, timeout: setting.timeout, connection, received: Vec::new(), early: VecDeque::new() })
+        let (connection, timeout) = (setting.uri.connection.clone(), setting.timeout);
+        let end = Instant::now() + CASE * timeout;
+        Ok(Self { link, timeout, end, connection, received: Vec::new(), early: VecDeque::new() })
     }
 
     /// As a client begins: asks how to authenticate, and opens what the URI names.
@@ -138,7 +144,7 @@ impl Peer {
 
     /// By when an answer has to come that is asked for now.
     pub(super) fn deadline(&self) -> Instant {
-        Instant::now() + self.timeout
+        self.end.min(Instant::now() + self.timeout)
     }
 
     pub(super) fn receive(&mut self) -> Came {
@@ -151,6 +157,9 @@ impl Peer {
         }
         let mut buffer = [0; 64 * 1024];
         loop {
+            if Instant::now() >= self.end {
+                return Came::Nothing;
+            }
             if let Some(packet) = self.take_packet() {
                 return Came::Packet(packet);
             }

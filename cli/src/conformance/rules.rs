@@ -43,6 +43,7 @@ fn ends_with_stream(name: &'static str, what: &'static str, rule: Rule, sent: Ve
 fn unsaid() -> Vec<Case> {
     let case = |name, what, sent: Vec<u8>| {
         Case::on_connection(name, what, Needs::Nothing, move |peer| {
+            peer.expect_serves()?;
             peer.send(&sent)?;
             no_session(peer)
         })
@@ -62,7 +63,7 @@ fn unsaid() -> Vec<Case> {
 fn no_session(peer: &mut Peer) -> Verdict {
     peer.send(&say_hello(&hello()))?;
     match peer.receive() {
-        Came::Closed | Came::Nothing => Ok(()),
+        Came::Closed => Ok(()),
         Came::Packet(packet) if packet.header == header(block::HELLO, kind::REPLY, HELLO_SERIAL, 1) => Ok(()),
         other => Err(Fault::new("nothing of BiStream but a refusal on a link that began badly", other)),
     }

@@ -1,11 +1,13 @@
 //! Which cases are run, and how it ends.
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use super::case::{Case, Fault, Needs, Setting};
 use super::tap::Tap;
 use super::{ConformanceArgs, Section, bistream, legacy, rules, storage};
+use crate::link::Link;
 use crate::probe::{self, Found};
 
 /// Every case there is.
@@ -20,11 +22,14 @@ pub(crate) fn run(args: &ConformanceArgs) -> Result<ExitCode, String> {
     let uri = match &args.uri {
         Some(uri) if !args.list => uri.clone(),
         _ => {
-            chosen.iter().for_each(|case| println!("{}: {} (needs {})", case.name, case.what, case.needs));
-            return Ok(ExitCode::SUCCESS);
+            let listed = list(&chosen).map_err(|error| format!("cannot write the list: {error}"));
+            return listed.map(|()| ExitCode::SUCCESS);
         }
     };
     let setting = Setting { uri, timeout: args.patience.timeout, pool: args.pool.clone(), target: args.target.clone() };
+    // Where nobody is, that is said once and not by every case.
+    Link::connect(&setting.uri.address, Instant::now() + setting.timeout)
+        .map_err(|error| format!("cannot connect to {}: {error}", setting.uri))?;
     let cases = match chosen.iter().any(is_bistream) {
         true => fitting(chosen, &setting, !args.case.is_empty())?,
         false => chosen,
@@ -32,10 +37,20 @@ pub(crate) fn run(args: &ConformanceArgs) -> Result<ExitCode, String> {
     report(&cases, &setting, args.no_write).map_err(|error| format!("cannot write the report: {error}"))
 }
 
+fn list(cases: &[Case]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    cases.iter().try_for_each(|case| writeln!(out, "{}: {} (needs {})", case.name, case.what, case.needs))?;
+    out.flush()
+}
+
 fn is_chosen(case: &Case, args: &ConformanceArgs) -> bool {
-    let section = if is_bistream(case) { Section::Bistream } else { Section::Legacy };
-    args.section.is_none_or(|wanted| wanted == section)
-        && (args.case.is_empty() || args.case.iter().any(|name| name == case.name))
+    is_in(case.name, args.section) && (args.case.is_empty() || args.case.iter().any(|name| name == case.name))
+}
+
+/// Whether the case of this name is of the section, if one is wanted.
+pub(super) fn is_in(name: &str, wanted: Option<Section>) -> bool {
+    let section = if name.starts_with("bistream/") { Section::Bistream } else { Section::Legacy };
+    wanted.is_none_or(|wanted| wanted == section)
 }
 
 fn is_bistream(case: &Case) -> bool {

@@ -110,6 +110,7 @@ impl Session {
         let mut peer = Peer::connect(setting)?;
         peer.send(&say_hello(&hello()))?;
         let reply = hello_reply(&mut peer)?;
+        judge_reply(&reply)?;
         Ok(Self { peer, limits: reply.limits, target: setting.target.clone().unwrap_or_default() })
     }
 
@@ -226,7 +227,7 @@ impl Session {
     /// A stream gives back what is sent, all of it, and both ends finish.
     pub(super) fn expect_echo(&mut self, id: u32, sent: &[u8]) -> Verdict {
         let limit = self.open(id, WINDOW)?;
-        let mut echo = Echo { limit, ..Echo::default() };
+        let mut echo = Echo { limit, granted: WINDOW, ..Echo::default() };
         let mut until = self.peer.deadline();
         while !(echo.finished && echo.consumed == sent.len() as u64) {
             echo.say(self, id, sent)?;
@@ -255,6 +256,7 @@ struct Echo {
     consumed: u64,
     /// Of the peer's.
     back: Vec<u8>,
+    granted: u64,
     finished: bool,
 }
 
@@ -279,13 +281,24 @@ impl Echo {
         if head == header(block::CREDIT, kind::MESSAGE, 0, 0) {
             let credit = decoded::<Credit>(&packet)?;
             if credit.stream == id {
+                if credit.consumed > self.sent as u64 {
+                    return Err(Fault::new(format!("no more consumed than {} bytes", self.sent), credit.consumed));
+                }
                 self.limit = self.limit.max(credit.limit);
                 self.consumed = self.consumed.max(credit.consumed);
             }
         } else if head == header(block::DATA, kind::STREAM, id, 2) {
+            let (len, most) = (packet.payload.len(), hello().limits.max_data as usize);
+            if !(1..=most).contains(&len) {
+                return Err(Fault::new(format!("DATA of 1 to {most} bytes"), format!("{len} bytes")));
+            }
+            if self.back.len() as u64 + len as u64 > self.granted {
+                return Err(Fault::new(format!("no DATA beyond the limit of {}", self.granted), "more"));
+            }
             self.back.extend(packet.payload);
             let offset = self.back.len() as u64;
-            session.send(&say_credit(id, offset, offset + WINDOW))?;
+            self.granted = offset + WINDOW;
+            session.send(&say_credit(id, offset, self.granted))?;
         } else if head == header(block::DATA, kind::STREAM, id, 0) {
             let finish = decoded::<Finish>(&packet)?;
             if finish.offset != self.back.len() as u64 {
@@ -296,6 +309,14 @@ impl Echo {
             return Err(Fault::new("the stream to give back what is sent", Came::Packet(packet)));
         }
         Ok(())
+    }
+}
+
+/// A version and limits that there can be.
+pub(super) fn judge_reply(reply: &HelloReply) -> Verdict {
+    match (reply.version, reply.limits.max_data) {
+        (1, 4096..=16_777_216) => Ok(()),
+        _ => Err(Fault::new("version 1, and max_data from 4096 to 16777216", format!("{reply:?}"))),
     }
 }
 

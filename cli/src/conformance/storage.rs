@@ -1,7 +1,7 @@
 //! libvirt's one-way streams, up to and down from a volume that each case makes and deletes.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use virbistream::wire::{Header, PacketType, RemoteError, Status, domains};
 
@@ -15,6 +15,9 @@ const SPARSE: u32 = 1;
 const STREAM: u32 = 40;
 
 const ENOSPC: i32 = 28;
+
+/// More than any stream here has.
+const DOWNLOAD_MAX: usize = 256 << 20;
 
 pub(super) fn cases() -> Vec<Case> {
     [transfers(), holes(), ends()].into_iter().flatten().collect()
@@ -37,13 +40,19 @@ fn volume(name: &'static str, what: &'static str, test: fn(&mut Volume<'_>) -> V
     })
 }
 
+/// Like no other's, though process ids come again in containers.
+fn volume_name() -> String {
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+    format!("virbistream-conformance-{}-{time:x}", std::process::id())
+}
+
 fn make(peer: &mut Peer, setting: &Setting) -> Result<Vec<u8>, Fault> {
     peer.login()?;
     let pool = peer.call(STORAGE_POOL_LOOKUP_BY_NAME, 2, &string(setting.pool.as_deref().unwrap_or_default()))?;
     let xml = format!(
-        "<volume><name>virbistream-conformance-{}</name><capacity>{CAPACITY}</capacity><allocation>0</allocation>\
+        "<volume><name>{}</name><capacity>{CAPACITY}</capacity><allocation>0</allocation>\
          <target><format type='raw'/></target></volume>",
-        std::process::id()
+        volume_name()
     );
     peer.call(STORAGE_VOL_CREATE_XML, 3, &[&pool[..], &string(&xml), &[0; 4]].concat())
 }
@@ -115,9 +124,12 @@ pub(super) fn download(peer: &mut Peer, procedure: u32, serial: u32) -> Result<V
     loop {
         match peer.receive() {
             Came::Packet(packet) if packet.header == data && packet.payload.is_empty() => break,
+            Came::Packet(_) if bytes.len() > DOWNLOAD_MAX => {
+                return Err(Fault::new("an end of the stream", format!("{} bytes and more", bytes.len())));
+            }
             Came::Packet(packet) if packet.header == data => bytes.extend(packet.payload),
             Came::Packet(packet) if packet.header == hole => {
-                let length = zeroes(&packet.payload).filter(|length| bytes.len() + length <= 1 << 30);
+                let length = zeroes(&packet.payload).filter(|length| *length <= DOWNLOAD_MAX);
                 let length = length.ok_or_else(|| Fault::new("a hole", format!("{:02x?}", packet.payload)))?;
                 bytes.resize(bytes.len() + length, 0);
             }
