@@ -24,9 +24,7 @@ use virbistream::proto::Side;
 use virbistream::rpc::{self, Direction, ProcedureId, StreamOptions};
 use virbistream::wire::{Open, RemoteError};
 
-const CONNECT_OPEN: u32 = 1;
 const DOMAIN_LOOKUP_BY_NAME: u32 = 23;
-const AUTH_LIST: u32 = 66;
 const POOL_LOOKUP_BY_NAME: u32 = 84;
 const VOLUME_LOOKUP_BY_NAME: u32 = 95;
 const VOLUME_UPLOAD: u32 = 208;
@@ -78,11 +76,12 @@ impl Client {
         answered.recv_timeout(PATIENCE).expect("an answer").unwrap_or_else(|error| panic!("{procedure}: {error}"))
     }
 
-    /// Opens libvirtd's connection and finds the volume.
+    /// Opens libvirtd's connection.
     #[track_caller]
     fn login(&self) {
-        self.call(AUTH_LIST, &[]);
-        self.call(CONNECT_OPEN, &[&1u32.to_be_bytes(), &string("qemu:///system"), &[0; 4]]);
+        let (ended, end) = mpsc::channel();
+        self.handle.login(self.key, "qemu:///system", PATIENCE, move |came| drop(ended.send(came)));
+        assert_eq!(end.recv_timeout(PATIENCE), Ok(Ok(())));
     }
 
     #[track_caller]

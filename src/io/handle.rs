@@ -14,7 +14,7 @@ use super::listener::Listener;
 use super::socket::Socket;
 use super::tokens::Place;
 use crate::proto::{Config, Side};
-use crate::rpc::{CallError, IncomingId, ProcedureId, StreamOptions};
+use crate::rpc::{CallError, IncomingId, Login, LoginError, ProcedureId, StreamOptions};
 use crate::wire::{Open, RemoteError};
 
 /// The name of a session within its dispatcher; never used twice.
@@ -110,6 +110,8 @@ pub(super) enum Command {
     Shutdown { reason: String },
 }
 
+type OnLogin = Box<dyn FnOnce(Result<(), LoginError>) + Send>;
+
 /// A call of a client of ours.
 pub(super) struct OutgoingCall {
     pub(super) procedure: ProcedureId,
@@ -187,7 +189,27 @@ impl Handle {
         self.send(Command::Call { session, call });
     }
 
-    /// The same, and when it is answered well, a legacy stream begins that is connected to `handler`.
+    /// Opens libvirt's connection at the daemon, `qemu:///system` say; see [`Login`]. Each of its calls may take `timeout`.
+    pub fn login(
+        &self,
+        session: SessionKey,
+        connection: &str,
+        timeout: Duration,
+        on_end: impl FnOnce(Result<(), LoginError>) + Send + 'static,
+    ) {
+        self.go_on(session, Login::new(connection), timeout, Box::new(on_end));
+    }
+
+    fn go_on(&self, session: SessionKey, mut login: Login, timeout: Duration, on_end: OnLogin) {
+        let (procedure, arguments) = login.poll_call();
+        let handle = self.clone();
+        self.call(session, procedure, arguments, timeout, move |answer| match login.handle_answer(answer) {
+            Some(ended) => on_end(ended),
+            None => handle.go_on(session, login, timeout, on_end),
+        });
+    }
+
+    /// The same as `call`, and when it is answered well, a legacy stream begins that is connected to `handler`.
     pub fn call_with_stream(
         &self,
         session: SessionKey,

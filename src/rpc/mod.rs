@@ -10,6 +10,7 @@
 
 mod client;
 mod error;
+mod login;
 mod outbox;
 mod procedure;
 mod programs;
@@ -18,6 +19,7 @@ mod streams;
 
 pub use client::{CallId, Client, ClientEvent};
 pub use error::{CallError, LinkError, StreamError};
+pub use login::{Login, LoginError};
 pub(crate) use procedure::unknown_procedure;
 pub use procedure::{KEEPALIVE, ProcedureId, REMOTE, decode_arguments};
 pub use programs::Programs;
