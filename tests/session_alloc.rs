@@ -44,7 +44,7 @@ impl Bare {
         bare
     }
 
-    /// Each end sends what it can, up to 16 packets, and the other takes it.
+    /// Each end sends what it can, up to 16 packets and as far as the link reaches, and the other takes it.
     fn round(&mut self) {
         for end in 0..2 {
             let len = self.transmit(end);
@@ -60,6 +60,9 @@ impl Bare {
         for _ in 0..16 {
             let Some(grant) = session.poll_grant() else { break };
             let bytes = grant.max.min(self.packet);
+            if self.link.len() - len < HEADER_LEN + bytes {
+                break;
+            }
             let header = session.stream(grant.id).unwrap().send(bytes).unwrap();
             self.link[len..len + HEADER_LEN].copy_from_slice(&header);
             len += HEADER_LEN + bytes;

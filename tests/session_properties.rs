@@ -92,6 +92,7 @@ fn config(rich: bool) -> impl Strategy<Value = Config> {
         max_data,
         max_streams,
         window,
+        window_max: 4 * window,
         memory_budget: if rich { 100 * window } else { windows * window },
         silence_limit: Duration::from_secs(3600),
         ..Config::default()

@@ -1,5 +1,10 @@
 //! Offsets and limits of the two directions of a stream (docs/protocol.md, §6). All of them only rise.
 
+use std::time::{Duration, Instant};
+
+/// Bytes delivered that are always worth a CREDIT.
+const CREDIT_MAX: u64 = 1 << 20;
+
 /// The direction that we send.
 #[derive(Debug, Default)]
 pub(super) struct Sending {
@@ -53,6 +58,8 @@ pub(super) struct Receiving {
     consumed: u64,
     /// What `consumed` was in the last CREDIT.
     credited: u64,
+    /// Since when delivery is measured, and what `consumed` was then.
+    measured: Option<(Instant, u64)>,
     /// Where the peer finished.
     pub(super) finished: Option<u64>,
     /// We said STOP, and discard what comes.
@@ -61,7 +68,7 @@ pub(super) struct Receiving {
 
 impl Receiving {
     pub(super) fn new(window: u64) -> Self {
-        Self { window, offset: 0, consumed: 0, credited: 0, finished: None, stopped: false }
+        Self { window, offset: 0, consumed: 0, credited: 0, measured: None, finished: None, stopped: false }
     }
 
     pub(super) fn window(&self) -> u64 {
@@ -99,18 +106,36 @@ impl Receiving {
         }
     }
 
-    /// Whether a CREDIT is worth its packet now: a quarter of the window, or all there will be.
+    /// Whether a CREDIT is worth its packet now: a quarter of the window, however large at most 1 MiB, or all there will be.
     pub(super) fn is_credit_due(&self) -> bool {
         if self.stopped || self.consumed == self.credited {
             return false;
         }
-        self.consumed - self.credited >= self.window / 4 || self.finished == Some(self.consumed)
+        self.consumed - self.credited >= (self.window / 4).min(CREDIT_MAX) || self.finished == Some(self.consumed)
     }
 
     /// What the CREDIT that is sent now says.
     pub(super) fn take_credit(&mut self) -> (u64, u64) {
         self.credited = self.consumed;
         (self.consumed, self.limit())
+    }
+
+    /// The window that would not hold the peer up, where this one does: twice of what was delivered in a round trip. To be asked when
+    /// CREDIT is due; once a round trip it has an answer.
+    pub(super) fn wanted_window(&mut self, now: Instant, round_trip: Duration) -> Option<u64> {
+        let (since, consumed) = *self.measured.get_or_insert((now, self.consumed));
+        let elapsed = now.saturating_duration_since(since);
+        if elapsed < round_trip || elapsed.is_zero() {
+            return None;
+        }
+        self.measured = Some((now, self.consumed));
+        let delivered = u128::from(self.consumed - consumed);
+        let wanted = 2 * delivered * round_trip.as_nanos() / elapsed.as_nanos();
+        u64::try_from(wanted).ok().filter(|wanted| *wanted > self.window)
+    }
+
+    pub(super) fn widen(&mut self, bytes: u64) {
+        self.window += bytes;
     }
 
     pub(super) fn is_done(&self) -> bool {

@@ -11,6 +11,7 @@ pub(super) struct Liveness {
     awaited: Option<(u64, Instant)>,
     last_token: u64,
     round_trip: Option<Duration>,
+    least_round_trip: Option<Duration>,
 }
 
 impl Liveness {
@@ -23,6 +24,7 @@ impl Liveness {
             awaited: None,
             last_token: 0,
             round_trip: None,
+            least_round_trip: None,
         }
     }
 
@@ -56,8 +58,20 @@ impl Liveness {
 
     pub(super) fn on_pong(&mut self, token: u64, now: Instant) {
         if let Some((_, sent)) = self.awaited.take_if(|(awaited, _)| *awaited == token) {
-            self.round_trip = Some(now.saturating_duration_since(sent));
+            let round_trip = now.saturating_duration_since(sent);
+            self.round_trip = Some(round_trip);
+            self.least_round_trip = Some(self.least_round_trip.map_or(round_trip, |least| least.min(round_trip)));
         }
+    }
+
+    /// Whether a PING waits for its PONG.
+    pub(super) fn is_asking(&self) -> bool {
+        self.awaited.is_some()
+    }
+
+    /// The one that had least to wait behind: what the link itself takes.
+    pub(super) fn least_round_trip(&self) -> Option<Duration> {
+        self.least_round_trip
     }
 
     pub(super) fn round_trip(&self) -> Option<Duration> {

@@ -1,10 +1,11 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::config::Config;
 use super::error::{Misuse, OpenError, SessionError, StreamError};
 use super::event::Event;
 use super::liveness::Liveness;
+use super::rate::TokenBucket;
 use super::receive::Incoming;
 use super::schedule::Schedule;
 use super::stream::{State as StreamState, Stream, StreamId, StreamMut, owed};
@@ -37,6 +38,12 @@ pub struct Session {
     pub(super) reserved: u64,
     pub(super) owed: Owed,
     pub(super) schedule: Schedule,
+    /// Of all data that we send.
+    pub(super) limit: Option<TokenBucket>,
+    /// Streams that wait for their own limit, and until when.
+    pub(super) throttled: BTreeSet<(Instant, u32)>,
+    /// The latest that we were told.
+    pub(super) now: Instant,
     pub(super) incoming: Incoming,
     pub(super) liveness: Liveness,
     /// Our OPENs in the order of their deadlines; those answered since are passed over.
@@ -102,6 +109,9 @@ impl Session {
             reserved: 0,
             owed: Owed::default(),
             schedule: Schedule::default(),
+            limit: None,
+            throttled: BTreeSet::new(),
+            now,
             incoming: Incoming::default(),
             liveness: Liveness::new(now, config.ping_interval, config.silence_limit),
             opening: VecDeque::new(),
@@ -128,13 +138,16 @@ impl Session {
             State::AwaitingHello | State::HelloSent => self.hello_deadline,
             State::Established | State::Draining => {
                 let opening = self.opening.front().map(|(deadline, _)| *deadline);
-                Some(opening.map_or(self.liveness.deadline(), |opening| opening.min(self.liveness.deadline())))
+                let throttled = self.throttled.first().map(|(until, _)| *until);
+                let limited = self.limited_until();
+                opening.into_iter().chain(throttled).chain(limited).chain([self.liveness.deadline()]).min()
             }
         }
     }
 
     /// Time has passed. Hand over what the link received first: it may be what was waited for.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = self.now.max(now);
         match self.state {
             State::Closed(_) | State::Legacy => {}
             State::AwaitingHello | State::HelloSent => {
@@ -149,6 +162,7 @@ impl Session {
                     return;
                 }
                 self.owed.ping |= self.liveness.is_ping_due(now);
+                self.resume_throttled();
                 self.expire_opening(now);
             }
         }
@@ -257,6 +271,11 @@ impl Session {
         self.end(Err(SessionError::Shutdown(reason.to_owned())), Some((close::SHUTDOWN, 0)));
     }
 
+    /// Limits the data that we send to so many payload bytes a second, all streams together; `None` lifts the limit.
+    pub fn set_limit(&mut self, now: Instant, bytes_per_second: Option<u64>) {
+        self.limit = bytes_per_second.map(|rate| TokenBucket::new(now, rate));
+    }
+
     /// Whether streams can be opened.
     pub fn is_established(&self) -> bool {
         self.state == State::Established
@@ -362,6 +381,9 @@ impl Session {
             _ if stream.ours => self.open_ours -= 1,
             _ => self.open_theirs -= 1,
         }
+        if let Some(until) = stream.throttled_until {
+            self.throttled.remove(&(until, id));
+        }
         self.reserved -= stream.receiving.window();
         if stream.is_open() {
             self.event(Event::Over { id: StreamId(id), stats: stream.stats() });
@@ -411,6 +433,7 @@ impl Session {
         }
         self.opening.clear();
         self.schedule.clear();
+        self.throttled.clear();
         self.reserved = 0;
         let text = cause.as_ref().err().map(|error| match error {
             SessionError::PeerMisbehaved { detail, .. } => detail.clone(),

@@ -1,7 +1,9 @@
 use std::fmt;
+use std::time::Instant;
 
 use super::credit::{Receiving, Sending};
 use super::error::Misuse;
+use super::rate::TokenBucket;
 use super::session::Session;
 use crate::wire::{HEADER_LEN, Open, PacketType, Procedure, RemoteError, Rule, Status, domains};
 
@@ -71,6 +73,10 @@ pub(super) struct Stream {
     pub(super) in_schedule: bool,
     /// Bytes left of its turn.
     pub(super) turn: u32,
+    pub(super) limit: Option<Box<TokenBucket>>,
+    /// Waits for its limit: as long as it is there, since at a rate of 0 it has no end.
+    pub(super) throttled: bool,
+    pub(super) throttled_until: Option<Instant>,
     pub(super) stats: StreamStats,
 }
 
@@ -107,6 +113,9 @@ impl Stream {
             ready: false,
             in_schedule: false,
             turn: 0,
+            limit: None,
+            throttled: false,
+            throttled_until: None,
             stats: StreamStats::default(),
         }
     }
@@ -121,7 +130,7 @@ impl Stream {
     }
 
     pub(super) fn can_send(&self) -> bool {
-        self.is_open() && self.ready && !self.sending.finished && self.sending.credit() > 0
+        self.is_open() && self.ready && !self.throttled && !self.sending.finished && self.sending.credit() > 0
     }
 
     /// Both directions done and nothing owed: the id can be forgotten.
@@ -295,6 +304,16 @@ impl StreamMut<'_> {
             }
             Ok(())
         })
+    }
+
+    /// Limits the data that we send on it to so many bytes a second; `None` lifts the limit.
+    pub fn set_limit(self, now: Instant, bytes_per_second: Option<u64>) {
+        let Self { session, id } = self;
+        session.unthrottle(id.0);
+        let _ = session.change(id, |stream| {
+            stream.limit = bytes_per_second.map(|rate| Box::new(TokenBucket::new(now, rate)));
+            Ok(())
+        });
     }
 
     /// What it did so far.

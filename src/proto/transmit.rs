@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::hello;
+use super::rate::TokenBucket;
 use super::schedule::QUANTUM;
 use super::session::Session;
 use super::stream::{State as StreamState, Stream, StreamId, owed};
@@ -75,8 +76,9 @@ impl Session {
     ///
     /// A stream may be over with what is sent: poll events afterwards. Call it before every `poll_grant` and until it gives 0. With [`CONTROL_MAX`] bytes of room at least one packet fits.
     pub fn poll_control(&mut self, now: Instant, out: &mut [u8]) -> usize {
+        self.now = self.now.max(now);
         let mut out = Out { buf: out, len: 0 };
-        if self.put_session(now, &mut out) && self.put_streams(&mut out) {
+        if self.put_session(now, &mut out) && self.put_streams(now, &mut out) {
             self.put_close(&mut out);
         }
         out.len
@@ -90,11 +92,23 @@ impl Session {
     /// The stream whose turn it is to send data, if one is ready and has credit. Answer it by the stream's `send`,
     /// `blocked`, `finish` or `reset`: until then it stays the same.
     pub fn poll_grant(&mut self) -> Option<Grant> {
+        if self.limit.as_mut().is_some_and(|limit| limit.poll(self.now) == 0) {
+            return None;
+        }
+        self.resume_throttled();
         loop {
             let (class, id) = self.schedule.front()?;
             // A stream in the schedule is in the map.
             let stream = self.streams.get_mut(&id)?;
             if stream.can_send() {
+                if let Some(limit) = &mut stream.limit
+                    && limit.poll(self.now) == 0
+                {
+                    stream.throttled = true;
+                    stream.throttled_until = limit.ready_at();
+                    self.throttled.extend(stream.throttled_until.map(|until| (until, id)));
+                    continue;
+                }
                 if stream.turn == 0 {
                     stream.turn = QUANTUM;
                 }
@@ -111,8 +125,10 @@ impl Session {
     /// bytes left of a turn.
     pub(super) fn grant_for(&self, id: StreamId) -> Option<u32> {
         let stream = self.stream_ref(id).filter(|stream| stream.can_send())?;
-        let credit = u32::try_from(stream.sending.credit()).unwrap_or(u32::MAX);
-        Some(credit.min(self.peer.max_data).min(stream.turn)).filter(|max| *max > 0)
+        let limits = [self.limit.as_ref(), stream.limit.as_deref()].into_iter().flatten().map(TokenBucket::left);
+        let most = limits.fold(stream.sending.credit(), u64::min);
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        Some(most.min(self.peer.max_data).min(stream.turn)).filter(|max| *max > 0)
     }
 
     /// Counts a packet of the stream at the front of its class.
@@ -120,6 +136,9 @@ impl Session {
         let Some(stream) = self.streams.get_mut(&id.0) else { return };
         stream.sending.sent(len);
         stream.turn -= len;
+        for limit in [self.limit.as_mut(), stream.limit.as_deref_mut()].into_iter().flatten() {
+            limit.take(u64::from(len));
+        }
         stream.stats.packets_sent += 1;
         stream.stats.stalls += u64::from(stream.sending.credit() == 0);
         let (class, turn_over) = (usize::from(stream.priority), stream.turn == 0);
@@ -127,6 +146,32 @@ impl Session {
         if turn_over {
             self.schedule.rotate(class);
         }
+    }
+
+    /// Lets streams that have waited long enough for their limits have their turn.
+    pub(super) fn resume_throttled(&mut self) {
+        while let Some((until, id)) = self.throttled.first().copied()
+            && until <= self.now
+        {
+            self.unthrottle(id);
+        }
+    }
+
+    /// Lets a stream that waited for its limit have its turn.
+    pub(super) fn unthrottle(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.throttled = false;
+            if let Some(until) = stream.throttled_until.take() {
+                self.throttled.remove(&(until, id));
+            }
+        }
+        self.sync(id);
+    }
+
+    /// Until when the limit of the session holds up a stream that could send.
+    pub(super) fn limited_until(&self) -> Option<Instant> {
+        self.schedule.front()?;
+        self.limit.as_ref()?.ready_at().filter(|until| *until > self.now)
     }
 
     fn put_session(&mut self, now: Instant, out: &mut Out<'_>) -> bool {
@@ -170,9 +215,10 @@ impl Session {
         true
     }
 
-    fn put_streams(&mut self, out: &mut Out<'_>) -> bool {
+    fn put_streams(&mut self, now: Instant, out: &mut Out<'_>) -> bool {
         let program = self.config.program;
         while let Some(id) = self.owed.streams.front().copied() {
+            self.tune_window(now, id);
             if let Some(stream) = self.streams.get_mut(&id) {
                 if !put_stream(&program, id, stream, out) {
                     return false;
@@ -183,6 +229,21 @@ impl Session {
             self.sync(id);
         }
         true
+    }
+
+    /// Before CREDIT: where the window holds the peer up it is widened, as far as half of the memory budget reaches.
+    fn tune_window(&mut self, now: Instant, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.owed & owed::CREDIT != 0) else { return };
+        let Some(round_trip) = self.liveness.least_round_trip() else {
+            self.owed.ping |= !self.liveness.is_asking();
+            return;
+        };
+        let Some(wanted) = stream.receiving.wanted_window(now, round_trip) else { return };
+        let more = wanted.min(self.config.window_max).saturating_sub(stream.receiving.window());
+        // The other half is for streams to come.
+        let more = more.min((self.config.memory_budget / 2).saturating_sub(self.reserved));
+        stream.receiving.widen(more);
+        self.reserved += more;
     }
 
     fn put_close(&mut self, out: &mut Out<'_>) {

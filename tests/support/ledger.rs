@@ -11,6 +11,7 @@ use super::{End, Packet, split};
 pub(crate) struct Ledger {
     end: End,
     window: u64,
+    window_max: u64,
     stands: bool,
     ours: Option<Limits>,
     peers: Option<Limits>,
@@ -39,6 +40,8 @@ pub(crate) struct Entry {
     pub(crate) received: u64,
     /// What the peer was told last: consumed and limit.
     pub(crate) told: (u64, u64),
+    /// What was left to the peer then.
+    pub(crate) window: u64,
     pub(crate) finish_heard: Option<u64>,
     pub(crate) reset_heard: bool,
     pub(crate) stop_heard: bool,
@@ -46,10 +49,11 @@ pub(crate) struct Entry {
 }
 
 impl Ledger {
-    pub(crate) fn new(end: End, window: u64) -> Self {
+    pub(crate) fn new(end: End, window: u64, window_max: u64) -> Self {
         Self {
             end,
             window,
+            window_max,
             stands: false,
             ours: None,
             peers: None,
@@ -147,15 +151,18 @@ impl Ledger {
                 entry.reset_said = true;
             }
             Packet::Credit(Credit { stream, consumed, limit }) => {
-                let window = self.window;
+                let (first, most) = (self.window, self.window_max);
                 let entry = self.living(*stream, packet);
+                let window = entry.window.max(first);
                 assert!(!entry.stop_said, "CREDIT after STOP");
                 let all = entry.finish_heard == Some(*consumed);
                 assert!(
                     *consumed >= entry.told.0 + window / 4 || (all && *consumed > entry.told.0),
                     "{packet:?}: not due"
                 );
-                assert_eq!(*limit, consumed + window);
+                // It may have been widened, and is never narrowed.
+                entry.window = limit - consumed;
+                assert!((window..=most).contains(&entry.window), "{packet:?}: a window of {} to {most}", window);
                 entry.told = (*consumed, *limit);
             }
             Packet::Stop(id) => {

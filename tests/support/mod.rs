@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
 mod ledger;
+pub(crate) mod link;
 mod packet;
 mod pair;
 mod probe;

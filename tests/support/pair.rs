@@ -105,7 +105,7 @@ impl Pair {
                 End::Connecting => Session::connect(config.clone(), now),
                 End::Accepting => Session::accept(config.clone(), now),
             },
-            ledger: Ledger::new(end, config.window),
+            ledger: Ledger::new(end, config.window, config.window_max),
             config,
             flows: BTreeMap::new(),
             events: Vec::new(),
@@ -381,11 +381,12 @@ impl Pair {
     fn assert_credit_is_conserved(&self) {
         for end in End::BOTH {
             let (at, to) = (self.at(end), self.at(end.other()));
-            let (window, both) = (to.config.window, at.closed.is_none() && to.closed.is_none());
+            let both = at.closed.is_none() && to.closed.is_none();
             for (id, flow) in at.flows.iter().filter(|(_, flow)| both && flow.open && flow.ending.is_none()) {
                 let (far, entry) = (&to.flows[id], at.ledger.entry(*id).unwrap());
                 if far.open && far.ending.is_none() && !far.stopped {
                     let (credit, held) = (entry.limit - entry.sent, flow.sent - far.consumed);
+                    let window = to.ledger.entry(*id).unwrap().window.max(to.config.window);
                     assert!(
                         credit + held <= window && credit + held > window - window.div_ceil(4),
                         "{flow:?}, {far:?}"
@@ -542,8 +543,10 @@ impl Endpoint {
             granted <= self.config.memory_budget
                 && granted >= living * self.config.window * u64::from(self.closed.is_none())
         );
-        assert_eq!(granted % self.config.window, 0);
-        assert!(granted / self.config.window <= self.session.stream_count() as u64);
+        // Windows grow within half of the budget.
+        let streams = self.session.stream_count() as u64;
+        let grown = (self.config.memory_budget / 2).max(streams * self.config.window);
+        assert!(granted <= grown.min(streams * self.config.window_max), "{granted}");
         let theirs = self.session.stream_count() - self.flows.values().filter(|flow| flow.ending.is_none()).count();
         assert!(theirs <= 256 + self.flows.len());
     }

@@ -1,0 +1,136 @@
+use std::time::{Duration, Instant};
+
+/// For how long a source that was idle may be ahead of its rate.
+const BURST: Duration = Duration::from_millis(100);
+
+/// The least that may go at once: a packet worth its header.
+const LEAST: u64 = 16 * 1024;
+
+/// A bandwidth limit: so many bytes a second, and at once what 100 ms bring, at least 32 KiB.
+///
+/// Without a clock of its own: the time is handed in, and may stand still but does not go back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenBucket {
+    bytes_per_second: u64,
+    /// Bytes that may go now.
+    tokens: u64,
+    /// When `tokens` was right.
+    at: Instant,
+}
+
+impl TokenBucket {
+    /// A full one. At a rate of 0 nothing goes, after the first bytes.
+    pub fn new(now: Instant, bytes_per_second: u64) -> Self {
+        let mut bucket = Self { bytes_per_second, tokens: 0, at: now };
+        bucket.tokens = bucket.depth();
+        bucket
+    }
+
+    /// The limit.
+    pub fn bytes_per_second(&self) -> u64 {
+        self.bytes_per_second
+    }
+
+    fn depth(&self) -> u64 {
+        self.bytes_in(BURST).max(2 * LEAST)
+    }
+
+    fn bytes_in(&self, time: Duration) -> u64 {
+        u64::try_from(u128::from(self.bytes_per_second) * time.as_nanos() / 1_000_000_000).unwrap_or(u64::MAX)
+    }
+
+    /// How long so many bytes take; `None` for ever.
+    fn time_of(&self, bytes: u64) -> Option<Duration> {
+        let nanoseconds = u128::from(bytes) * 1_000_000_000;
+        let time = nanoseconds.div_ceil(u128::from(self.bytes_per_second.max(1)));
+        u64::try_from(time).ok().map(Duration::from_nanos).filter(|_| self.bytes_per_second > 0)
+    }
+
+    /// Bytes that may go now: 0, or at least 16 KiB.
+    pub fn poll(&mut self, now: Instant) -> u64 {
+        let came = self.bytes_in(now.saturating_duration_since(self.at));
+        let tokens = self.tokens.saturating_add(came);
+        if tokens >= self.depth() {
+            (self.tokens, self.at) = (self.depth(), now.max(self.at));
+        } else if let Some(time) = self.time_of(came).filter(|_| came > 0) {
+            // Rounded up, the time of whole bytes might pass `now`.
+            (self.tokens, self.at) = (tokens, (self.at + time).min(now));
+        }
+        if self.tokens >= LEAST { self.tokens } else { 0 }
+    }
+
+    /// What the last `poll` left.
+    pub(super) fn left(&self) -> u64 {
+        self.tokens
+    }
+
+    /// When `poll` will give something; `None` when it never will.
+    pub fn ready_at(&self) -> Option<Instant> {
+        let wait = self.time_of(LEAST.saturating_sub(self.tokens))?;
+        self.at.checked_add(wait)
+    }
+
+    /// So many bytes go now.
+    pub fn take(&mut self, bytes: u64) {
+        self.tokens = self.tokens.saturating_sub(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes all that is given, in packets of at most `packet`, for this long, and looks again when it is told to.
+    fn taken(bucket: &mut TokenBucket, start: Instant, time: Duration, packet: u64) -> u64 {
+        let (mut now, mut taken) = (start, 0);
+        while now <= start + time {
+            match bucket.poll(now).min(packet) {
+                0 => now = bucket.ready_at().expect("a rate"),
+                bytes => {
+                    bucket.take(bytes);
+                    taken += bytes;
+                }
+            }
+        }
+        taken
+    }
+
+    #[test]
+    fn the_rate_is_kept_to_whatever_the_packets() {
+        for rate in [1000, 1 << 20, 100 << 20, 10_000_000_000, u64::MAX / 4] {
+            for packet in [16 * 1024, 262_120] {
+                let now = Instant::now();
+                let mut bucket = TokenBucket::new(now, rate);
+                let depth = bucket.depth();
+                let time = if rate > 1 << 40 { Duration::from_micros(1) } else { Duration::from_secs(60) };
+                if rate > 1 << 40 {
+                    assert!(bucket.poll(now) > rate / 20);
+                    continue;
+                }
+                let taken = taken(&mut bucket, now, time, packet);
+                let all = rate * time.as_secs();
+                assert!((all..=all + depth + LEAST).contains(&taken), "{rate}, {packet}: {taken} of {all}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_idle_time_saves_up_no_more_than_a_burst() {
+        let now = Instant::now();
+        let mut bucket = TokenBucket::new(now, 100 << 20);
+        assert_eq!(bucket.poll(now + Duration::from_secs(3600)), 10 << 20);
+        // A clock that stands still gives nothing, and one that goes back does no harm.
+        bucket.take(u64::MAX);
+        assert_eq!(bucket.poll(now + Duration::from_secs(3600)), 0);
+        assert_eq!(bucket.poll(now), 0);
+    }
+
+    #[test]
+    fn at_rate_0_nothing_goes_and_nobody_waits_for_it() {
+        let now = Instant::now();
+        let mut bucket = TokenBucket::new(now, 0);
+        let first = bucket.poll(now);
+        bucket.take(first);
+        assert_eq!((bucket.poll(now + Duration::from_secs(1 << 20)), bucket.ready_at()), (0, None));
+    }
+}

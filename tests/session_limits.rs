@@ -1,0 +1,92 @@
+//! Who gets how much of a link: bandwidth limits and priorities, by the clock.
+
+mod support;
+
+use std::time::Duration;
+
+use support::link::Link;
+use virbistream::proto::Config;
+
+const MIB: u64 = 1 << 20;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// 1 Gbit/s over 10 ms.
+fn link() -> Link {
+    Link::new(&Config::default(), Duration::from_millis(10), 125_000_000)
+}
+
+/// What arrives of each in a second.
+fn in_a_second(link: &mut Link, streams: &[virbistream::proto::StreamId]) -> Vec<u64> {
+    let before: Vec<u64> = streams.iter().map(|id| link.delivered(*id)).collect();
+    link.run(SECOND);
+    streams.iter().zip(before).map(|(id, before)| link.delivered(*id) - before).collect()
+}
+
+#[track_caller]
+fn assert_about(got: u64, wanted: u64) {
+    assert!((wanted * 95 / 100..=wanted * 105 / 100).contains(&got), "{got}, not about {wanted}");
+}
+
+#[test]
+fn a_stream_keeps_to_its_limit_and_leaves_the_rest_to_others() {
+    let mut link = link();
+    let (slow, other) = (link.open(1), link.open(1));
+    let now = link.now;
+    link.sender().stream(slow).unwrap().set_limit(now, Some(5 * MIB));
+    link.run(SECOND);
+    let [slow_got, other_got] = in_a_second(&mut link, &[slow, other])[..] else { panic!() };
+    assert_about(slow_got, 5 * MIB);
+    assert_about(other_got, 125_000_000 - 5 * MIB);
+    // While it runs: to another one, to none at all, and away.
+    for (limit, wanted) in [(Some(20 * MIB), 20 * MIB), (Some(0), 0), (Some(MIB), MIB), (None, 125_000_000 / 2)] {
+        let now = link.now;
+        link.sender().stream(slow).unwrap().set_limit(now, limit);
+        link.run(SECOND);
+        assert_about(in_a_second(&mut link, &[slow])[0], wanted);
+    }
+}
+
+#[test]
+fn a_session_keeps_to_its_limit_whatever_its_streams() {
+    let mut link = link();
+    let streams = [link.open(1), link.open(1), link.open(1)];
+    for (limit, wanted) in [(Some(30 * MIB), 30 * MIB), (Some(0), 0), (None, 125_000_000), (Some(MIB), MIB)] {
+        let now = link.now;
+        link.sender().set_limit(now, limit);
+        link.run(SECOND);
+        let got = in_a_second(&mut link, &streams);
+        assert_about(got.iter().sum(), wanted);
+        got.iter().for_each(|got| assert!((wanted / 3).abs_diff(*got) <= wanted / 20 + 262_120, "{got} of {wanted}"));
+    }
+}
+
+#[test]
+fn the_limit_of_a_stream_is_within_that_of_the_session() {
+    let mut link = link();
+    let (slow, other) = (link.open(1), link.open(1));
+    let now = link.now;
+    link.sender().set_limit(now, Some(10 * MIB));
+    link.sender().stream(slow).unwrap().set_limit(now, Some(2 * MIB));
+    link.run(SECOND);
+    let [slow_got, other_got] = in_a_second(&mut link, &[slow, other])[..] else { panic!() };
+    assert_about(slow_got, 2 * MIB);
+    assert_about(other_got, 8 * MIB);
+}
+
+/// The memory of a guest goes before its disks, and has its share two round trips after it asked for it.
+#[test]
+fn what_is_more_urgent_has_its_share_within_two_round_trips() {
+    let mut link = link();
+    let disks = [link.open(2), link.open(2), link.open(2)];
+    link.run(SECOND);
+    let memory = link.open(1);
+    link.run(Duration::from_millis(20));
+    let before = (link.delivered(memory), link.delivered_in_all());
+    // Its first window takes a round trip to be widened: it is by then the only one.
+    link.run(Duration::from_millis(100));
+    let (got, all) = (link.delivered(memory) - before.0, link.delivered_in_all() - before.1);
+    assert!(got * 100 / all >= 60, "{got} of {all}");
+    let of_disks = in_a_second(&mut link, &disks).iter().sum::<u64>();
+    assert!(of_disks > 125_000_000 / 20, "they do not starve: {of_disks}");
+    assert!(of_disks < 125_000_000 / 10, "they leave it to the memory: {of_disks}");
+}
