@@ -82,17 +82,17 @@ impl Channel {
 
     /// Takes bytes of the peer's: to the handler while it keeps up, the rest into the backlog. Gives how many were
     /// delivered now.
-    pub(super) fn deliver(&mut self, bytes: &[u8]) -> io::Result<u64> {
-        let mut taken = 0;
+    pub(super) fn deliver(&mut self, mut bufs: &mut [IoSlice<'_>]) -> io::Result<u64> {
+        let mut delivered = 0;
         if self.backlog.is_empty() {
-            while taken < bytes.len() && self.can_write {
-                taken += write(&mut *self.handler, &mut self.can_write, &[IoSlice::new(&bytes[taken..])])?;
+            while !bufs.is_empty() && self.can_write {
+                let taken = write(&mut *self.handler, &mut self.can_write, bufs)?;
+                IoSlice::advance_slices(&mut bufs, taken);
+                delivered += taken as u64;
             }
         }
-        if taken < bytes.len() {
-            self.backlog.push(&bytes[taken..]);
-        }
-        Ok(taken as u64)
+        bufs.iter().for_each(|left| self.backlog.push(left));
+        Ok(delivered)
     }
 
     /// Takes a hole of the peer's. Gives what it counts as delivered.

@@ -2,7 +2,7 @@
 //! callers and handlers.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -128,7 +128,7 @@ impl Legacy {
             && let Some(channel) = self.channels.get_mut(&id)
         {
             let delivered = match piece {
-                StreamPiece::Bytes(bytes) => channel.deliver(bytes),
+                StreamPiece::Bytes(bytes) => channel.deliver(&mut [IoSlice::new(bytes)]),
                 StreamPiece::Hole(length) => channel.deliver_hole(length),
             };
             self.on_delivered(cx, id, delivered);

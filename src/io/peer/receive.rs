@@ -1,14 +1,46 @@
 //! What the link brings: to the session, to libvirt's RPC, or to the daemon behind us.
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use super::{Context, Peer, Phase, TURN};
 use crate::io::front::{Front, Passing};
 use crate::io::link::Received;
 use crate::io::tokens::Place;
-use crate::proto::SessionError;
+use crate::proto::{Data, SessionError, StreamId};
 use crate::rpc::LinkError;
-use crate::wire::Piece;
+use crate::wire::{Header, PacketType, Piece, Status};
+
+/// Data of one stream that came back to back: its handler takes it in one call.
+struct Gathered<'a> {
+    id: Option<StreamId>,
+    slices: [IoSlice<'a>; 32],
+    len: usize,
+}
+
+impl<'a> Gathered<'a> {
+    fn new() -> Self {
+        Self { id: None, slices: [IoSlice::new(&[]); 32], len: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.len == self.slices.len()
+    }
+
+    fn push(&mut self, data: &Data<'a>) {
+        self.id = Some(data.id);
+        if let Some(slice) = self.slices.get_mut(self.len) {
+            *slice = IoSlice::new(data.bytes);
+            self.len += 1;
+        }
+    }
+
+    /// Whether what this packet brings may wait for the next: it is data of the same stream.
+    fn goes_on(&self, header: &Header) -> bool {
+        let is_data =
+            (header.packet_type(), header.packet_status()) == (Some(PacketType::Stream), Some(Status::Continue));
+        is_data && self.id.is_some_and(|id| id.number() == header.serial)
+    }
+}
 
 impl Peer {
     /// Whether the link is to be read. It always is, but where legacy packets have no place to go.
@@ -83,7 +115,7 @@ impl Peer {
 
     pub(super) fn on_bytes(&mut self, cx: &mut Context<'_>, mut input: &[u8]) {
         self.session.handle_heard(cx.now);
-        let (read, mut passing) = (input, Passing::default());
+        let (read, mut passing, mut gathered) = (input, Passing::default(), Gathered::new());
         while !self.session.is_closed() {
             if let Some((byte, rest)) = input.split_first()
                 && self.following.is_next()
@@ -103,8 +135,13 @@ impl Peer {
                 }
                 Ok(Some(piece)) => {
                     self.pass_on(cx, passing.take(read));
+                    if matches!(&piece, Piece::Header { header, .. } if !gathered.goes_on(header)) {
+                        self.deliver(cx, &mut gathered);
+                    }
                     // The session keeps its error and gives it as an event.
-                    let _ = self.on_piece(cx, piece);
+                    if self.on_piece(cx, piece, &mut gathered).is_err() {
+                        self.deliver(cx, &mut gathered);
+                    }
                     self.on_events(cx);
                 }
                 Ok(None) => break,
@@ -113,8 +150,20 @@ impl Peer {
                 }
             }
         }
+        self.deliver(cx, &mut gathered);
+        self.on_events(cx);
         self.pass_on(cx, passing.take(read));
         self.link.forget_descriptors();
+    }
+
+    fn deliver(&mut self, cx: &mut Context<'_>, gathered: &mut Gathered<'_>) {
+        let len = std::mem::take(&mut gathered.len);
+        if let Some(id) = gathered.id.take()
+            && let Some(channel) = self.channels.get_mut(&id)
+        {
+            let delivered = channel.deliver(&mut gathered.slices[..len]);
+            self.on_delivered(cx, id, delivered);
+        }
     }
 
     fn pass_descriptor(&mut self, cx: &mut Context<'_>, byte: u8) {
@@ -167,7 +216,12 @@ impl Peer {
         Ok(self.front.insert(front))
     }
 
-    pub(super) fn on_piece(&mut self, cx: &mut Context<'_>, piece: Piece<'_>) -> Result<(), SessionError> {
+    fn on_piece<'a>(
+        &mut self,
+        cx: &mut Context<'_>,
+        piece: Piece<'a>,
+        gathered: &mut Gathered<'a>,
+    ) -> Result<(), SessionError> {
         match piece {
             Piece::Header { header, payload_len } => {
                 self.ours = self.session.owns(&header);
@@ -179,11 +233,11 @@ impl Peer {
                 }
             }
             Piece::Payload { bytes, remaining } if self.ours => {
-                if let Some(data) = self.session.handle_payload(cx.now, bytes, remaining)?
-                    && let Some(channel) = self.channels.get_mut(&data.id)
-                {
-                    let delivered = channel.deliver(data.bytes);
-                    self.on_delivered(cx, data.id, delivered);
+                if let Some(data) = self.session.handle_payload(cx.now, bytes, remaining)? {
+                    if gathered.is_full() {
+                        self.deliver(cx, gathered);
+                    }
+                    gathered.push(&data);
                 }
             }
             Piece::Payload { bytes, remaining } => {
