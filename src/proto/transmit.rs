@@ -233,7 +233,8 @@ impl Session {
 
     /// Before CREDIT: where the window holds the peer up it is widened, as far as half of the memory budget reaches.
     fn tune_window(&mut self, now: Instant, id: u32) {
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.owed & owed::CREDIT != 0) else { return };
+        let wants = |stream: &&mut Stream| stream.owed & owed::CREDIT != 0 && stream.receiving.finished.is_none();
+        let Some(stream) = self.streams.get_mut(&id).filter(wants) else { return };
         let Some(round_trip) = self.liveness.least_round_trip() else {
             self.owed.ping |= !self.liveness.is_asking();
             return;
