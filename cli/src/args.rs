@@ -163,6 +163,9 @@ pub(crate) struct SessionArgs {
     /// Streams that the peer may have open at once
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_streams: u32,
+    /// Bytes that all streams together send each second, at most; what is received is limited at the other end
+    #[arg(long, value_name = "SIZE")]
+    bandwidth: Option<ByteSize>,
     /// Seconds that streams have to finish after SIGTERM or SIGINT, at most a year; a second signal waits no more
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(..=YEAR))]
     drain: u64,
@@ -174,6 +177,10 @@ impl SessionArgs {
             true => Ok(()),
             false => Err(format!("--window {} does not fit into --memory {}", self.window, self.memory)),
         }
+    }
+
+    pub(crate) fn bandwidth(&self) -> Option<u64> {
+        self.bandwidth.map(|bandwidth| bandwidth.as_u64())
     }
 
     pub(crate) fn drain(&self) -> Duration {

@@ -17,6 +17,7 @@ const PRIORITY: u32 = 2;
 
 pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
     let running = Running::start(log::Level::Info)?;
+    running.handle().limit(args.session.bandwidth());
     let permissions = args.permissions.permissions();
     let listeners =
         args.socket.iter().map(|source| bind(&source.address, permissions)).collect::<Result<Vec<_>, _>>()?;

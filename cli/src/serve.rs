@@ -24,6 +24,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
     }
     let options = SessionOptions { config, targets: Arc::new(targets), daemon, ..SessionOptions::default() };
     let running = Running::start(log::Level::Warn)?;
+    running.handle().limit(args.session.bandwidth());
     let listeners = args.listen.iter().map(|address| bind(address, permissions)).collect::<Result<Vec<_>, _>>()?;
     let mut addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();
     if addresses == args.listen {

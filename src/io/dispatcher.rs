@@ -9,7 +9,7 @@ use mio::{Events, Poll, Token};
 use parking_lot::Mutex;
 
 use super::channel::Opened;
-use super::handle::{Command, Handle, ListenerKey, SessionKey, SessionOptions, Shared, StreamKey};
+use super::handle::{Command, Handle, LimitOf, ListenerKey, SessionKey, SessionOptions, Shared, StreamKey};
 use super::link::Link;
 use super::listener::Listener;
 use super::peer::{Context, Peer, Turn};
@@ -18,7 +18,7 @@ use super::relay::Relay;
 use super::report::Report;
 use super::socket::Socket;
 use super::tokens::{Place, Tokens};
-use crate::proto::{OpenError, SessionError, Side};
+use crate::proto::{OpenError, SessionError, Side, TokenBucket};
 use crate::rpc::CallError;
 use crate::wire::Open;
 
@@ -52,6 +52,8 @@ struct Common {
     tokens: Tokens,
     pool: Pool,
     scratch: Vec<u8>,
+    /// Of the data that all sessions send.
+    limit: Option<TokenBucket>,
 }
 
 impl Common {
@@ -63,6 +65,7 @@ impl Common {
             scratch: &mut self.scratch,
             handle: &self.handle,
             report: &mut *self.report,
+            limit: &mut self.limit,
             now,
         }
     }
@@ -122,6 +125,7 @@ impl Dispatcher {
             tokens,
             pool: Pool::default(),
             scratch: vec![0; BUFFER_LEN],
+            limit: None,
         };
         Ok(Self {
             common,
@@ -312,6 +316,16 @@ impl Dispatcher {
                 self.with(session, now, |peer, cx| peer.call(cx, call));
             }
             Command::Call { call, .. } => (call.on_answer)(Err(CallError::LinkLost)),
+            Command::Limit { of: LimitOf::Host, rate } => {
+                self.common.limit = rate.map(|rate| TokenBucket::new(now, rate));
+                self.peers.keys().copied().collect::<Vec<_>>().into_iter().for_each(|key| self.wants_turn(key));
+            }
+            Command::Limit { of: LimitOf::Session(session), rate } => {
+                self.with(session, now, |peer, cx| peer.set_limit(cx.now, rate));
+            }
+            Command::Limit { of: LimitOf::Stream(session, key), rate } => {
+                self.with(session, now, |peer, cx| peer.set_stream_limit(cx.now, key, rate));
+            }
             Command::Close { session } => self.with(session, now, |peer, _| peer.close()),
             Command::Drain => self.end_all(now, Peer::close),
             Command::Shutdown { reason } => self.end_all(now, |peer| peer.shutdown(&reason)),

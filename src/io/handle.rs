@@ -105,12 +105,19 @@ pub(super) enum Command {
     Answer { session: SessionKey, call: IncomingId, answer: Answer },
     Message { session: SessionKey, procedure: ProcedureId, body: Vec<u8> },
     Call { session: SessionKey, call: OutgoingCall },
+    Limit { of: LimitOf, rate: Option<u64> },
     Close { session: SessionKey },
     Drain,
     Shutdown { reason: String },
 }
 
 type OnLogin = Box<dyn FnOnce(Result<(), LoginError>) + Send>;
+
+pub(super) enum LimitOf {
+    Host,
+    Session(SessionKey),
+    Stream(SessionKey, StreamKey),
+}
 
 /// A call of a client of ours.
 pub(super) struct OutgoingCall {
@@ -227,6 +234,22 @@ impl Handle {
     /// Tells the client at the other end of a session's link of an event. Dropped, and logged, while it does not read.
     pub fn message(&self, session: SessionKey, procedure: ProcedureId, body: Vec<u8>) {
         self.send(Command::Message { session, procedure, body });
+    }
+
+    /// Limits the data that all sessions send together to so many bytes a second, from now on; `None` lifts the limit. Control packets and what
+    /// passes to a front's clients do not count.
+    pub fn limit(&self, bytes_per_second: Option<u64>) {
+        self.send(Command::Limit { of: LimitOf::Host, rate: bytes_per_second });
+    }
+
+    /// The same for the streams of a session.
+    pub fn limit_session(&self, session: SessionKey, bytes_per_second: Option<u64>) {
+        self.send(Command::Limit { of: LimitOf::Session(session), rate: bytes_per_second });
+    }
+
+    /// The same for a stream.
+    pub fn limit_stream(&self, session: SessionKey, stream: StreamKey, bytes_per_second: Option<u64>) {
+        self.send(Command::Limit { of: LimitOf::Stream(session, stream), rate: bytes_per_second });
     }
 
     /// Lets the session's streams finish, takes no new ones, then ends it. Calls and legacy streams of libvirt's RPC finish, too; those

@@ -19,7 +19,7 @@ use super::link::Link;
 use super::pool::Pool;
 use super::report::Report;
 use super::tokens::Tokens;
-use crate::proto::{Event, LONGEST, Session, SessionError, Side, StreamId};
+use crate::proto::{Event, LONGEST, Session, SessionError, Side, StreamId, TokenBucket};
 use crate::rpc::{IncomingId, LegacyId, ProcedureId};
 use crate::wire::{Decoder, Open, PACKET_MAX};
 
@@ -38,6 +38,8 @@ pub(super) struct Context<'a> {
     pub(super) scratch: &'a mut [u8],
     pub(super) handle: &'a Handle,
     pub(super) report: &'a mut dyn FnMut(Report),
+    /// Of the data that all sessions of the dispatcher send.
+    pub(super) limit: &'a mut Option<TokenBucket>,
     pub(super) now: Instant,
 }
 
@@ -74,6 +76,8 @@ pub(super) struct Peer {
     peer_ended: bool,
     /// HELLO stood once.
     stood: bool,
+    /// Until when the dispatcher's limit holds up what could be sent.
+    limited_until: Option<Instant>,
     /// It is to be closed when libvirt's calls and streams are over.
     close_due: bool,
     /// The session ended with a cause: CLOSE is the last packet.
@@ -129,6 +133,7 @@ impl Peer {
             phase: Phase::Running,
             peer_ended: false,
             stood: false,
+            limited_until: None,
             close_due: false,
             failed: false,
         }
@@ -147,7 +152,14 @@ impl Peer {
         };
         let unread = self.legacy.full_since().map(|since| self.unread_limit(since));
         let legacy = self.legacy.deadline().into_iter().chain(unread);
-        self.session.poll_timeout().into_iter().chain(legacy).chain(dialling).chain(linger).min()
+        self.session
+            .poll_timeout()
+            .into_iter()
+            .chain(self.limited_until)
+            .chain(legacy)
+            .chain(dialling)
+            .chain(linger)
+            .min()
     }
 
     /// How long a peer may leave legacy answers unread, where they keep the link from being read.
@@ -182,6 +194,7 @@ impl Peer {
     /// Reads, answers and writes what there is, up to a budget.
     pub(super) fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
         let was_closed = self.session.is_closed();
+        self.limited_until = None;
         let received = self.receive(cx);
         self.on_time(cx.now);
         self.legacy.on_time(cx, self.link.peer());
@@ -229,6 +242,11 @@ impl Peer {
             self.session.close();
         }
         closes
+    }
+
+    /// Limits the data that it sends.
+    pub(super) fn set_limit(&mut self, now: Instant, rate: Option<u64>) {
+        self.session.set_limit(now, rate);
     }
 
     /// Ends it at once.

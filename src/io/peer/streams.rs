@@ -1,7 +1,7 @@
 //! The streams of a session and what they are connected to.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Context, Dialling, Peer, later};
 use crate::io::channel::{Channel, Opened};
@@ -51,10 +51,20 @@ impl Peer {
 
     /// Ends a stream by our user's word.
     pub(in crate::io) fn reset(&mut self, cx: &mut Context<'_>, key: StreamKey, error: RemoteError) {
-        let id = self.channels.iter().find(|(_, channel)| channel.key == key).map(|(id, _)| *id);
-        if let Some(id) = id {
+        if let Some(id) = self.id_of(key) {
             self.reset_stream(cx, id, error);
         }
+    }
+
+    /// Limits the data that is sent on a stream.
+    pub(in crate::io) fn set_stream_limit(&mut self, now: Instant, key: StreamKey, rate: Option<u64>) {
+        if let Some(stream) = self.id_of(key).and_then(|id| self.session.stream(id)) {
+            stream.set_limit(now, rate);
+        }
+    }
+
+    fn id_of(&self, key: StreamKey) -> Option<StreamId> {
+        self.channels.iter().find(|(_, channel)| channel.key == key).map(|(id, _)| *id)
     }
 
     pub(super) fn add_channel(&mut self, cx: &mut Context<'_>, id: StreamId, opened: Opened) {

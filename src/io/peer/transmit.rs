@@ -5,7 +5,7 @@ use std::io;
 use super::{Context, Peer, Phase, TURN};
 use crate::io::front::Front;
 use crate::io::pool::Buffer;
-use crate::proto::{CONTROL_MAX, Grant, StreamMut};
+use crate::proto::{CONTROL_MAX, Grant, StreamMut, TokenBucket};
 use crate::wire::HEADER_LEN;
 
 /// Room worth reading a source into, beside the header.
@@ -97,27 +97,42 @@ impl Peer {
 
     /// One packet of data, of BiStream and legacy streams by turns; false when nobody has any.
     pub(super) fn fill_next(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> bool {
+        let limit = cx.limit.as_mut().map_or(u64::MAX, |limit| limit.poll(cx.now));
+        if limit == 0 {
+            self.limited_until = cx.limit.as_ref().and_then(TokenBucket::ready_at);
+            return false;
+        }
+        let room = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(HEADER_LEN).min(buffer.spare().len());
+        let before = buffer.filled().len();
+        let filled = self.fill_from(cx, buffer, room);
+        if let Some(limit) = cx.limit {
+            limit.take((buffer.filled().len() - before) as u64);
+        }
+        filled
+    }
+
+    fn fill_from(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer, room: usize) -> bool {
         let grant = if self.legacy_next { None } else { self.session.poll_grant() };
         if grant.is_none()
-            && let Some(len) = self.legacy.poll_data(cx, self.link.peer(), buffer.spare())
+            && let Some(len) = self.legacy.poll_data(cx, self.link.peer(), &mut buffer.spare()[..room])
         {
             buffer.extend(len);
             self.legacy_next = false;
             return true;
         }
         let Some(grant) = grant.or_else(|| self.session.poll_grant()) else { return false };
-        self.fill_data(cx, grant, buffer);
+        self.fill_data(cx, grant, buffer, room);
         self.legacy_next = true;
         true
     }
 
-    pub(super) fn fill_data(&mut self, cx: &mut Context<'_>, grant: Grant, buffer: &mut Buffer) {
+    fn fill_data(&mut self, cx: &mut Context<'_>, grant: Grant, buffer: &mut Buffer, room: usize) {
         let Some(channel) = self.channels.get_mut(&grant.id) else {
             self.session.stream(grant.id).into_iter().for_each(StreamMut::blocked);
             return;
         };
         // The payload is read to where it will be sent from, its header goes in front: one write, no copy.
-        let room = buffer.spare();
+        let room = &mut buffer.spare()[..room];
         let max = grant.max.min(room.len() - HEADER_LEN);
         let read = channel.handler.read(&mut room[HEADER_LEN..HEADER_LEN + max]);
         let Some(stream) = self.session.stream(grant.id) else { return };
