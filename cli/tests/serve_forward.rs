@@ -370,3 +370,28 @@ fn a_second_signal_waits_no_more_for_streams() {
     assert_ends(&target);
     setup.ends.serve.end_well(&[]);
 }
+
+/// At either end, each for what it sends.
+#[test]
+fn bandwidth_limits_what_an_end_sends_and_not_what_it_receives() {
+    let scratch = Scratch::new();
+    echo_on(&scratch.join("far.disk"));
+    let serve = serve(ANY_PORT, [("disk", &*scratch.join("far.disk"))]).start();
+    let near = scratch.join("near.disk");
+    let forward = forward(&serve.ready(), [("disk", &*near)]).args(["--bandwidth", "8MiB"]).start();
+    forward.ready();
+    let stream = connect(&near);
+    let bytes = Noise::new(9).bytes(8 * MIB as usize);
+    let begun = Instant::now();
+    let sending = send(&stream, &bytes);
+    let mut back = Vec::new();
+    (&stream).read_to_end(&mut back).expect("the echo");
+    sending.join().expect("no panic").expect("all is sent");
+    assert!(back == bytes);
+    // What goes at once is a tenth of a second's worth.
+    let took = begun.elapsed();
+    assert!((Duration::from_millis(800)..Duration::from_secs(10)).contains(&took), "{took:?}");
+    drop(stream);
+    forward.end_well(&[&near]);
+    serve.end_well(&[]);
+}
