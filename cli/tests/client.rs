@@ -412,7 +412,7 @@ fn a_download_that_its_consumer_leaves_slows_no_bistream_and_ends_as_documented(
     }
     // It was the only one to suffer. A machine with other work stands still for a while, too, but not for long.
     let longest = gaps.longest();
-    assert!(longest < Duration::from_secs(1), "the stream stood still for {longest:?}");
+    assert!(longest < Duration::from_secs(3), "the stream stood still for {longest:?}");
     assert_eq!(client.volume("big"), volume);
     time_of(MIB, &count);
     client.handle.shutdown("enough");
