@@ -449,3 +449,17 @@ fn a_daemon_that_goes_beside_bistream_ends_that_session_at_once_and_holds_up_no_
         }
     }
 }
+
+/// What came of the packet is of no use to anybody.
+#[test]
+fn a_daemon_that_ends_within_a_packet_ends_the_session_beside_it() {
+    let fronted = fronted();
+    let mut both = Raw::connect(&fronted.address);
+    both.hello();
+    both.say(&legacy(0, 1, 0));
+    let daemon = accept(&fronted.daemon);
+    read(&daemon, 28);
+    (&daemon).write_all(&legacy(1, 1, 1000)[..500]).unwrap();
+    drop(daemon);
+    assert!(both.closed().text.contains("daemon behind"));
+}

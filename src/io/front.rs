@@ -214,14 +214,14 @@ impl Front {
         self.up.len() > MAX_UP || self.up_descriptors.len() > DESCRIPTORS_MAX
     }
 
-    /// Whether the daemon has ended and all that it said is out.
+    /// Whether the daemon has ended and all that it said is out, but for a packet that it ended within.
     pub(super) fn is_over(&self) -> bool {
         self.ended && self.is_empty()
     }
 
-    /// Whether all is out that came.
+    /// Whether all is out that came whole.
     pub(super) fn is_empty(&self) -> bool {
-        self.down.is_empty() && self.down_descriptors.is_empty() && self.descriptor.is_none()
+        self.whole.is_empty() && self.descriptor.is_none()
     }
 
     /// Whether another's packet may follow what was given last.
