@@ -26,11 +26,6 @@ impl TokenBucket {
         bucket
     }
 
-    /// The limit.
-    pub fn bytes_per_second(&self) -> u64 {
-        self.bytes_per_second
-    }
-
     fn depth(&self) -> u64 {
         self.bytes_in(BURST).max(2 * LEAST)
     }

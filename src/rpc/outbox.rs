@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::wire::{HEADER_LEN, Header};
+use crate::wire::{Body, HEADER_LEN, Header, RemoteError, Status};
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
@@ -25,6 +25,14 @@ impl Outbox {
         self.bytes += packet.len();
         self.pushed += 1;
         self.packets.push_back(packet);
+    }
+
+    /// The packet with this header, but of status ERROR, and this error.
+    pub(super) fn push_error(&mut self, header: &Header, error: &RemoteError) {
+        let mut body = Vec::new();
+        // Into memory, with texts that are cut where they are too long: it cannot fail.
+        let _ = error.encode(&mut body);
+        self.push(&Header { status: Status::Error.as_wire(), ..*header }, &body);
     }
 
     pub(super) fn push_pong(&mut self, header: &Header) {

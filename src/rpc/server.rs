@@ -6,7 +6,7 @@ use super::error::LinkError;
 use super::outbox::Outbox;
 use super::procedure::{KEEPALIVE, PING, PONG, ProcedureId, rpc_error};
 use super::streams::{Arriving, LegacyId, LegacyStream, Role, StreamEvent, StreamOptions, StreamPiece, Streams};
-use crate::wire::{Body, Header, PACKET_MAX, PACKET_MIN, PacketType, RemoteError, Status, codes, domains};
+use crate::wire::{Header, PACKET_MAX, PACKET_MIN, PacketType, RemoteError, Status, codes, domains};
 
 /// Calls that may be without an answer at once; one beyond is refused.
 const MAX_CALLS: usize = 256;
@@ -218,11 +218,7 @@ impl Server {
     }
 
     fn refuse(&mut self, call: &Header, error: &RemoteError) {
-        let mut body = Vec::new();
-        // Into memory, with texts that are cut where they are too long: it cannot fail.
-        let _ = error.encode(&mut body);
-        let header = Header { kind: PacketType::Reply.as_wire(), status: Status::Error.as_wire(), ..*call };
-        self.outbox.push(&header, &body);
+        self.outbox.push_error(&Header { kind: PacketType::Reply.as_wire(), ..*call }, error);
     }
 
     /// Tells the client of an event. False, and nothing is sent, while too much waits to be sent already, or when the body is

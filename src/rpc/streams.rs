@@ -183,7 +183,7 @@ impl Streams {
         stream.answered = true;
         match (reply.packet_status(), stream.state) {
             // Ended here before it stood there.
-            (Some(Status::Ok), State::Failed) => self.say(id, Status::Error, &[], out),
+            (Some(Status::Ok), State::Failed) => self.say(id, Status::Error, out),
             (Some(Status::Ok), _) => {}
             _ => self.forget(id, None),
         }
@@ -335,13 +335,7 @@ impl Streams {
                         "Library function returned error but did not set virError",
                     )
                 };
-                let mut body = Vec::new();
-                // Into memory: it cannot fail.
-                let _ = error.encode(&mut body);
-                out.push(
-                    &Header { kind: PacketType::Reply.as_wire(), status: Status::Error.as_wire(), ..stream.call },
-                    &body,
-                );
+                out.push_error(&Header { kind: PacketType::Reply.as_wire(), ..stream.call }, &error);
                 self.events.push_back(StreamEvent::Failed(id, StreamError::Misbehaved(text)));
             }
             _ => self.fail_as_wrong(id, text, out),
@@ -369,7 +363,7 @@ impl Streams {
             (Role::Daemon, _, State::Finishing) => {}
             // The client wants no more, or has had all, or answers our error.
             (Role::Daemon, _, state) => {
-                self.say(id, Status::Ok, &[], out);
+                self.say(id, Status::Ok, out);
                 self.forget(id, (state != State::Failed).then_some(StreamEvent::Over(id)));
             }
             (Role::Client, _, State::Ending) => self.forget(id, Some(StreamEvent::Over(id))),
@@ -389,9 +383,9 @@ impl Streams {
             (Role::Client, body) => StreamError::Remote(Box::new(remote(body.unwrap_or_default()))),
         };
         match self.role {
-            Role::Daemon => self.say(id, Status::Ok, &[], out),
+            Role::Daemon => self.say(id, Status::Ok, out),
             // The daemon keeps a failed stream until the client has its last word.
-            Role::Client if matches!(state, State::Open | State::Finishing) => self.say(id, Status::Error, &[], out),
+            Role::Client if matches!(state, State::Open | State::Finishing) => self.say(id, Status::Error, out),
             Role::Client => {}
         }
         self.forget(id, (state != State::Failed).then_some(StreamEvent::Failed(id, error)));
@@ -432,10 +426,11 @@ impl Streams {
         None
     }
 
-    fn say(&mut self, id: LegacyId, status: Status, body: &[u8], out: &mut Outbox) {
+    /// What needs no words.
+    fn say(&mut self, id: LegacyId, status: Status, out: &mut Outbox) {
         if let Some(stream) = self.streams.get(&id) {
             let header = Header { kind: PacketType::Stream.as_wire(), status: status.as_wire(), ..stream.call };
-            out.push(&header, body);
+            out.push(&header, &[]);
         }
     }
 
@@ -535,18 +530,18 @@ impl LegacyStream<'_> {
         let Some(stream) = streams.streams.get_mut(&id) else { return };
         match (streams.role, stream.options.direction, stream.state) {
             (Role::Daemon, Direction::Receiving, State::Finishing) => {
-                streams.say(id, Status::Ok, &[], outbox);
+                streams.say(id, Status::Ok, outbox);
                 streams.forget(id, Some(StreamEvent::Over(id)));
             }
             (Role::Client, Direction::Sending, State::Open) if !stream.answered => {}
             (Role::Client, Direction::Receiving, State::Finishing)
             | (Role::Client, Direction::Sending, State::Open) => {
                 stream.state = State::Ending;
-                streams.say(id, Status::Ok, &[], outbox);
+                streams.say(id, Status::Ok, outbox);
             }
             (Role::Daemon, Direction::Sending, State::Open) => {
                 stream.state = State::Ending;
-                streams.say(id, Status::Continue, &[], outbox);
+                streams.say(id, Status::Continue, outbox);
             }
             _ => {}
         }
@@ -564,12 +559,10 @@ impl LegacyStream<'_> {
         if role == Role::Client && (was == State::Ending || !stream.answered) {
             return;
         }
-        let mut body = Vec::new();
-        if role == Role::Daemon {
-            // Into memory, with texts that are cut where they are too long: it cannot fail.
-            let _ = error.encode(&mut body);
+        match role {
+            Role::Daemon => outbox.push_error(&Header { kind: PacketType::Stream.as_wire(), ..stream.call }, error),
+            Role::Client => streams.say(id, Status::Error, outbox),
         }
-        streams.say(id, Status::Error, &body, outbox);
         if is_over {
             streams.forget(id, None);
         }
