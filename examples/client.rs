@@ -18,23 +18,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use xdr_codec::Unpack;
-
 use virbistream::io::Address;
 use virbistream::proto::{Config, Event, Session, StreamId};
-use virbistream::rpc::{CallError, Client, ClientEvent, ProcedureId};
-use virbistream::wire::{
-    Decoder, HEADER_LEN, Open, PACKET_MAX, Piece, Reader, RemoteError, codes, decode_legacy, domains,
-};
+use virbistream::rpc::{CallError, Client, ClientEvent, Login, ProcedureId};
+use virbistream::wire::{Decoder, HEADER_LEN, Open, PACKET_MAX, Piece, RemoteError, codes, decode_legacy, domains};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
-const AUTH_LIST: ProcedureId = ProcedureId::remote(66);
-const CONNECT_OPEN: ProcedureId = ProcedureId::remote(1);
 const CONNECT_GET_VERSION: ProcedureId = ProcedureId::remote(4);
 const CONNECT_CLOSE: ProcedureId = ProcedureId::remote(2);
-
-const AUTH_NONE: u32 = 0;
 
 /// What is asked to be opened: there it is wherever libvirtd is.
 const HYPERVISOR: &str = "test:///default";
@@ -119,15 +111,6 @@ fn print(chunks: &Receiver<Vec<u8>>, inputs: &Sender<Input>) {
     }
 }
 
-/// The ways in which the peer lets clients in.
-struct Authentications(Vec<u32>);
-
-impl<'a> Unpack<Reader<'a>> for Authentications {
-    fn unpack(input: &mut Reader<'a>) -> xdr_codec::Result<(Self, usize)> {
-        input.counted(|input| Ok(Self(input.list("a list of authentications", 16)?)))
-    }
-}
-
 /// The stream to the target.
 struct Stream {
     id: StreamId,
@@ -149,6 +132,8 @@ struct Peer {
     inputs: Sender<Input>,
     target: Option<String>,
     stream: Option<Stream>,
+    /// Opens libvirt's connection, before all other calls.
+    login: Option<Login>,
     /// What is still to be called, the first of it now if `is_calling`.
     calls: VecDeque<ProcedureId>,
     is_calling: bool,
@@ -167,6 +152,7 @@ impl Peer {
             inputs,
             target,
             stream: None,
+            login: None,
             calls: VecDeque::new(),
             is_calling: false,
             outcome: Ok(()),
@@ -243,8 +229,7 @@ impl Peer {
             failing.reset(RemoteError::new(codes::OPERATION_ABORTED, domains::STREAMS, &cause));
         }
         self.outcome = Err(cause.into());
-        self.calls.clear();
-        self.session.close();
+        self.close();
     }
 
     /// Cuts bytes of the link into packets, and gives each to the one whose it is.
@@ -318,8 +303,7 @@ impl Peer {
                 }
                 Event::Failed { error, .. } => {
                     self.outcome = Err(error.into());
-                    self.calls.clear();
-                    self.session.close();
+                    self.close();
                 }
                 Event::Incoming { id, .. } => {
                     if let Some(stream) = self.session.stream(id) {
@@ -354,20 +338,26 @@ impl Peer {
     }
 
     fn begin_calls(&mut self) {
-        self.calls = [AUTH_LIST, CONNECT_OPEN, CONNECT_GET_VERSION, CONNECT_CLOSE].into();
+        self.login = Some(Login::new(HYPERVISOR));
+        self.calls = [CONNECT_GET_VERSION, CONNECT_CLOSE].into();
+    }
+
+    /// Makes no more calls, and closes the session: streams that are open finish first.
+    fn close(&mut self) {
+        self.login = None;
+        self.calls.clear();
+        self.session.close();
     }
 
     /// Calls what comes next; the last call waits for the stream, and the end of the session for both.
     fn call_next(&mut self) -> Outcome {
-        let Some(&procedure) = self.calls.front() else { return Ok(()) };
+        let (procedure, arguments) = match (&self.login, self.calls.front()) {
+            (Some(login), _) => login.poll_call(),
+            (None, Some(&procedure)) => (procedure, Vec::new()),
+            (None, None) => return Ok(()),
+        };
         if self.is_calling || (procedure == CONNECT_CLOSE && self.session.stream_count() > 0) {
             return Ok(());
-        }
-        let mut arguments = Vec::new();
-        if procedure == CONNECT_OPEN {
-            xdr_codec::pack(&true, &mut arguments)?;
-            xdr_codec::pack_string(HYPERVISOR, None, &mut arguments)?;
-            xdr_codec::pack(&0u32, &mut arguments)?;
         }
         self.rpc.call(Instant::now(), procedure, &arguments, PATIENCE)?;
         self.is_calling = true;
@@ -376,25 +366,21 @@ impl Peer {
 
     fn take_answer(&mut self, answer: Result<Vec<u8>, CallError>) -> Outcome {
         self.is_calling = false;
-        let Some(procedure) = self.calls.pop_front() else { return Ok(()) };
-        let body = match answer {
-            Ok(body) => body,
-            Err(error) if self.session.is_established() => {
-                eprintln!("the peer speaks BiStream only: {error}");
-                self.calls.clear();
-                // Streams that are open finish first.
-                self.session.close();
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        match procedure {
-            AUTH_LIST => {
-                let Authentications(offered) = decode_legacy(&body)?;
-                if offered.iter().any(|authentication| *authentication != AUTH_NONE) {
-                    return Err("the peer wants authentication, which this example has not".into());
+        if let Some(login) = &mut self.login {
+            match login.handle_answer(answer) {
+                None => {}
+                Some(Ok(())) => self.login = None,
+                Some(Err(error)) if self.session.is_established() => {
+                    eprintln!("the peer speaks BiStream only: {error}");
+                    self.close();
                 }
+                Some(Err(error)) => return Err(error.into()),
             }
+            return Ok(());
+        }
+        let Some(procedure) = self.calls.pop_front() else { return Ok(()) };
+        let body = answer?;
+        match procedure {
             CONNECT_GET_VERSION => {
                 let version: u64 = decode_legacy(&body)?;
                 let (major, minor, release) = (version / 1_000_000, version / 1000 % 1000, version % 1000);
