@@ -33,6 +33,18 @@ struct Fronted {
 }
 
 impl Fronted {
+    /// A client that has called, after HELLO if it shares its link, and the daemon's end of its connection.
+    fn joined(&self, shared: bool) -> (Raw, UnixStream) {
+        let mut client = Raw::connect(&self.address);
+        if shared {
+            client.hello();
+        }
+        client.say(&legacy(0, 1, 0));
+        let daemon = accept(&self.daemon);
+        assert_eq!(read(&daemon, 28), legacy(0, 1, 0));
+        (client, daemon)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -374,11 +386,7 @@ fn half_a_packet_and_silence_is_the_daemons_to_judge_and_holds_up_nobody() {
 fn a_long_packet_passes_beside_bistream() {
     for len in [300_000, 4 * MIB] {
         let fronted = fronted();
-        let mut client = Raw::connect(&fronted.address);
-        client.hello();
-        client.say(&legacy(0, 1, 0));
-        let daemon = accept(&fronted.daemon);
-        read(&daemon, 28);
+        let (mut client, daemon) = fronted.joined(true);
         let saying = thread::spawn(move || (&daemon).write_all(&legacy(1, 1, len)).unwrap());
         assert!(client.receive_bytes() == legacy(1, 1, len));
         saying.join().unwrap();
@@ -389,10 +397,7 @@ fn a_long_packet_passes_beside_bistream() {
 #[test]
 fn hello_in_the_middle_of_a_daemons_bulk_is_answered_behind_its_packet() {
     let fronted = fronted();
-    let mut client = Raw::connect(&fronted.address);
-    client.say(&legacy(0, 1, 0));
-    let daemon = accept(&fronted.daemon);
-    read(&daemon, 28);
+    let (mut client, daemon) = fronted.joined(false);
     thread::spawn(move || {
         let packet = legacy(3, 1, 262_120);
         while (&daemon).write_all(&packet).is_ok() {}
@@ -454,11 +459,7 @@ fn a_daemon_that_goes_beside_bistream_ends_that_session_at_once_and_holds_up_no_
 #[test]
 fn a_daemon_that_ends_within_a_packet_ends_the_session_beside_it() {
     let fronted = fronted();
-    let mut both = Raw::connect(&fronted.address);
-    both.hello();
-    both.say(&legacy(0, 1, 0));
-    let daemon = accept(&fronted.daemon);
-    read(&daemon, 28);
+    let (mut both, daemon) = fronted.joined(true);
     (&daemon).write_all(&legacy(1, 1, 1000)[..500]).unwrap();
     drop(daemon);
     assert!(both.closed().text.contains("daemon behind"));

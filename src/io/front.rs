@@ -3,9 +3,8 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
-use std::path::Path;
-
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
@@ -338,19 +337,12 @@ impl Front {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.can_read && !self.ended {
             match self.daemon.read_with_descriptors(buf, &mut self.descriptors) {
-                Ok(0) => {
-                    self.ended = true;
-                    self.can_read = false;
-                }
-                Ok(len) => return Ok(len),
+                Ok(len @ 1..) => return Ok(len),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.can_read = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // It closed with some of what it was sent unread.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    self.ended = true;
-                    self.can_read = false;
-                }
-                Err(error) => return Err(error),
+                // After a reset, too: it closed with some of what it was sent unread.
+                Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Err(error),
+                Ok(_) | Err(_) => (self.ended, self.can_read) = (true, false),
             }
         }
         Ok(0)

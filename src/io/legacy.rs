@@ -337,8 +337,7 @@ impl Legacy {
             (Some(id), Err(error)) => {
                 if let Some(mut channel) = self.channels.remove(&id) {
                     cx.tokens.remove(channel.token);
-                    channel.handler.detach(cx.registry);
-                    channel.handler.reset(&not_begun(error));
+                    never_begins(cx, &mut *channel.handler, error);
                 }
             }
             (None, _) => {}
@@ -393,8 +392,7 @@ impl Legacy {
         match called {
             Err(error) => {
                 if let Some(mut handler) = handler {
-                    handler.detach(cx.registry);
-                    handler.reset(&not_begun(&error));
+                    never_begins(cx, &mut *handler, &error);
                 }
                 on_answer(Err(error));
             }
@@ -452,9 +450,10 @@ impl Legacy {
     }
 }
 
-/// What the handler of a stream is told whose call failed.
-fn not_begun(error: &CallError) -> StreamError {
-    StreamError::Local(Box::new(RemoteError::new(codes::RPC, domains::RPC, error.to_string())))
+/// Tells the handler of a stream that its call failed.
+fn never_begins(cx: &Context<'_>, handler: &mut dyn Handler, error: &CallError) {
+    handler.detach(cx.registry);
+    handler.reset(&StreamError::Local(Box::new(RemoteError::new(codes::RPC, domains::RPC, error.to_string()))));
 }
 
 /// What a handler is told: it may serve both kinds of streams.
