@@ -1,5 +1,8 @@
 use std::time::{Duration, Instant};
 
+/// Stands for HELLO where streams have their numbers.
+pub(super) const HELLO: u32 = 0;
+
 /// Is the peer there, and how far away (docs/protocol.md, §10).
 #[derive(Debug)]
 pub(super) struct Liveness {
@@ -10,6 +13,9 @@ pub(super) struct Liveness {
     /// The token of the PING that waits for its PONG, and when it was sent.
     awaited: Option<(u64, Instant)>,
     last_token: u64,
+    /// [`HELLO`], or the reply to OPEN, by the stream's number, and when it was sent: what the peer sends upon it shows
+    /// how far away it is before any bulk stands in the way.
+    first_words: Option<(u32, Instant)>,
     round_trip: Option<Duration>,
     least_round_trip: Option<Duration>,
 }
@@ -23,6 +29,7 @@ impl Liveness {
             next_ping: now + interval,
             awaited: None,
             last_token: 0,
+            first_words: None,
             round_trip: None,
             least_round_trip: None,
         }
@@ -60,8 +67,24 @@ impl Liveness {
         if let Some((_, sent)) = self.awaited.take_if(|(awaited, _)| *awaited == token) {
             let round_trip = now.saturating_duration_since(sent);
             self.round_trip = Some(round_trip);
-            self.least_round_trip = Some(self.least_round_trip.map_or(round_trip, |least| least.min(round_trip)));
+            self.bound(round_trip);
         }
+    }
+
+    /// HELLO is sent now, or the reply to a stream's OPEN.
+    pub(super) fn on_first_words(&mut self, number: u32, now: Instant) {
+        self.first_words = Some((number, now));
+    }
+
+    /// The reply to HELLO has come, or data of a stream. At the least a round trip has passed, as a rule not much more.
+    pub(super) fn on_answer(&mut self, number: u32, now: Instant) {
+        if let Some((_, sent)) = self.first_words.take_if(|(asked, _)| *asked == number) {
+            self.bound(now.saturating_duration_since(sent));
+        }
+    }
+
+    fn bound(&mut self, round_trip: Duration) {
+        self.least_round_trip = Some(self.least_round_trip.map_or(round_trip, |least| least.min(round_trip)));
     }
 
     /// Whether a PING waits for its PONG.

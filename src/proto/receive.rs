@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::error::{SessionError, StreamError};
 use super::event::Event;
 use super::hello::needs_unknown;
+use super::liveness::HELLO;
 use super::session::{Session, State};
 use super::stream::{State as StreamState, Stream, StreamId, broke, owed, rule_error};
 use crate::wire::{
@@ -98,6 +99,9 @@ impl Session {
         self.check_open()?;
         self.liveness.heard(now);
         let incoming = self.on_header(header, payload_len)?;
+        if let Incoming::Data(id) = &incoming {
+            self.liveness.on_answer(*id, now);
+        }
         match incoming {
             Incoming::Body(message, _) if payload_len == 0 => self.on_message(now, message, &[]),
             incoming => {
@@ -263,7 +267,10 @@ impl Session {
     fn on_message(&mut self, now: Instant, message: Message, body: &[u8]) -> Result<(), SessionError> {
         match message {
             Message::Hello { serial } => self.on_hello(serial, decode_body(body)),
-            Message::HelloReply { serial } => self.on_hello_reply(serial, body),
+            Message::HelloReply { serial } => {
+                self.liveness.on_answer(HELLO, now);
+                self.on_hello_reply(serial, body)
+            }
             Message::HelloRefused { serial } => self.on_hello_refused(serial, body),
             Message::Open(id) => self.on_open(id, decode_body(body)),
             Message::OpenReply(id) => self.on_open_reply(id, body),

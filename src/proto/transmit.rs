@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::hello;
+use super::liveness::HELLO;
 use super::rate::TokenBucket;
 use super::schedule::QUANTUM;
 use super::session::Session;
@@ -182,6 +183,7 @@ impl Session {
                 return false;
             }
             self.owed.hello = false;
+            self.liveness.on_first_words(HELLO, now);
         }
         if let Some((serial, answer)) = &self.owed.hello_reply {
             let fits = match answer {
@@ -220,6 +222,9 @@ impl Session {
         while let Some(id) = self.owed.streams.front().copied() {
             self.tune_window(now, id);
             if let Some(stream) = self.streams.get_mut(&id) {
+                if stream.owed & owed::REPLY != 0 {
+                    self.liveness.on_first_words(id, now);
+                }
                 if !put_stream(&program, id, stream, out) {
                     return false;
                 }
@@ -235,10 +240,10 @@ impl Session {
     fn tune_window(&mut self, now: Instant, id: u32) {
         let wants = |stream: &&mut Stream| stream.owed & owed::CREDIT != 0 && stream.receiving.finished.is_none();
         let Some(stream) = self.streams.get_mut(&id).filter(wants) else { return };
-        let Some(round_trip) = self.liveness.least_round_trip() else {
+        if self.liveness.round_trip().is_none() {
             self.owed.ping |= !self.liveness.is_asking();
-            return;
-        };
+        }
+        let Some(round_trip) = self.liveness.least_round_trip() else { return };
         let Some(wanted) = stream.receiving.wanted_window(now, round_trip) else { return };
         let more = wanted.min(self.config.window_max).saturating_sub(stream.receiving.window());
         // The other half is for streams to come.
