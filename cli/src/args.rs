@@ -1,5 +1,6 @@
 //! What the command line can say.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -79,6 +80,9 @@ pub(crate) struct ServeArgs {
     /// All addresses must be UNIX sockets; their mode is 0600
     #[arg(long, value_name = "unix:PATH")]
     pub(crate) libvirt: Option<Upstream>,
+    /// Threads that share the sessions; as many as the machine has cores, if this is not given
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
     #[command(flatten)]
     pub(crate) socket: SocketArgs,
     #[command(flatten)]
@@ -135,6 +139,10 @@ impl SocketArgs {
 }
 
 impl ServeArgs {
+    pub(crate) fn threads(&self) -> NonZeroUsize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
+    }
+
     /// Who reaches libvirtd can do what root can, and nobody is asked yet who he is.
     fn check_libvirt(&self) -> Result<(), String> {
         if let Some(address) = self.listen.iter().find(|address| matches!(address, Address::Tcp { .. })) {

@@ -1,5 +1,6 @@
 //! `virbistream forward`: listens on UNIX sockets and carries each connection to a target of the peer.
 
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use virbistream::io::{ListenerKey, Report, SessionKey, SessionOptions, Socket};
@@ -16,7 +17,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const PRIORITY: u32 = 2;
 
 pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
-    let running = Running::start(log::Level::Info)?;
+    let running = Running::start(log::Level::Info, NonZeroUsize::MIN)?;
     running.handle().limit(args.session.bandwidth());
     let permissions = args.permissions.permissions();
     let listeners =
@@ -199,7 +200,7 @@ mod tests {
     fn an_event_loop_that_fails_while_there_is_no_session_fails_the_command() {
         let words = "virbistream forward --peer unix:/nowhere --socket disk=/nowhere --reconnect";
         let Command::Forward(args) = Cli::parse_from(words.split(' ')).command else { unreachable!() };
-        let running = Running::of(|| Err(io::Error::other("no epoll")));
+        let running = Running::of(vec![|| Err(io::Error::other("no epoll"))]);
         let pauses = Pauses(Duration::from_secs(20));
         let mut forward = Forward { args: &args, running, forwards: Vec::new(), pauses, said_ready: false };
         let over = forward.pause();

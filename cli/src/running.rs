@@ -1,7 +1,10 @@
 //! A dispatcher on its thread, and what reaches the command that runs it: reports, signals, the end.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,7 +43,7 @@ pub(crate) enum News {
     Connected(io::Result<Socket>),
     /// SIGTERM or SIGINT.
     Signal,
-    /// The dispatcher is over, and this comes once however it ended.
+    /// The dispatchers are over, or one of them failed.
     Ended(Result<(), Error>),
     /// The time given has passed.
     Nothing,
@@ -53,19 +56,21 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// `session_failed`: how loud it is when a session fails; a command that ends with it says so itself.
-    pub(crate) fn start(session_failed: log::Level) -> Result<Self, Error> {
+    /// `session_failed`: how loud it is when a session fails; a command that ends with it says so itself. Sessions are shared by so
+    /// many threads.
+    pub(crate) fn start(session_failed: log::Level, threads: NonZeroUsize) -> Result<Self, Error> {
         let (sender, news) = mpsc::channel();
         let reports = sender.clone();
-        let dispatcher = Dispatcher::new(move |report| {
+        let dispatchers = Dispatcher::several(threads, move |report| {
             log(&report, session_failed);
             let _ = reports.send(News::Report(report));
         })?;
-        let handle = dispatcher.handle();
+        // There is one at least.
+        let handle = dispatchers[0].handle();
         let mut signals = Signals::new([SIGTERM, SIGINT])?;
         let signalled = sender.clone();
         thread::spawn(move || signals.forever().take_while(|_| signalled.send(News::Signal).is_ok()).for_each(drop));
-        spawn_loop(sender.clone(), || dispatcher.run());
+        spawn_loops(&sender, dispatchers.into_iter().map(|dispatcher| || dispatcher.run()).collect());
         Ok(Self { handle, sender, news })
     }
 
@@ -119,13 +124,21 @@ impl Running {
     }
 }
 
-/// Runs the event loop on a thread, and tells its end in every case: a command that missed it would wait for ever.
-fn spawn_loop(news: Sender<News>, run: impl FnOnce() -> io::Result<()> + Send + 'static) {
-    thread::spawn(move || {
-        // Nothing that a panic may have left half done is used again.
-        let ended = catch_unwind(AssertUnwindSafe(run)).map_err(|_| Error::Panicked);
-        let _ = news.send(News::Ended(ended.and_then(|ended| ended.map_err(Error::System))));
-    });
+/// Runs event loops, each on a thread, and tells the end of the last, or of one that fails, in every case: a command that missed it
+/// would wait for ever.
+fn spawn_loops(news: &Sender<News>, loops: Vec<impl FnOnce() -> io::Result<()> + Send + 'static>) {
+    let running = Arc::new(AtomicUsize::new(loops.len()));
+    for run in loops {
+        let (news, running) = (news.clone(), Arc::clone(&running));
+        thread::spawn(move || {
+            // Nothing that a panic may have left half done is used again.
+            let ended = catch_unwind(AssertUnwindSafe(run)).map_err(|_| Error::Panicked);
+            let ended = ended.and_then(|ended| ended.map_err(Error::System));
+            if running.fetch_sub(1, Ordering::AcqRel) == 1 || ended.is_err() {
+                let _ = news.send(News::Ended(ended));
+            }
+        });
+    }
 }
 
 pub(crate) fn bind(address: &Address, permissions: Permissions) -> Result<Listener, Error> {
@@ -177,10 +190,10 @@ fn log(report: &Report, session_failed: log::Level) {
 #[cfg(test)]
 impl Running {
     /// One whose event loop is this.
-    pub(crate) fn of(run: impl FnOnce() -> io::Result<()> + Send + 'static) -> Self {
+    pub(crate) fn of(loops: Vec<impl FnOnce() -> io::Result<()> + Send + 'static>) -> Self {
         let (sender, news) = mpsc::channel();
         let handle = Dispatcher::new(drop).expect("a dispatcher").handle();
-        spawn_loop(sender.clone(), run);
+        spawn_loops(&sender, loops);
         Self { handle, sender, news }
     }
 }
@@ -192,9 +205,27 @@ mod tests {
     #[test]
     fn an_event_loop_that_panics_or_fails_is_over_and_says_so() {
         let soon = || Some(Instant::now() + Duration::from_secs(20));
-        let news = Running::of(|| panic!("as the test wants it")).next(soon());
+        let news = Running::of(vec![|| panic!("as the test wants it")]).next(soon());
         assert!(matches!(news, News::Ended(Err(Error::Panicked))), "{news:?}");
-        let news = Running::of(|| Err(io::ErrorKind::Other.into())).next(soon());
+        let news = Running::of(vec![|| Err(io::ErrorKind::Other.into())]).next(soon());
         assert!(matches!(news, News::Ended(Err(Error::System(_)))), "{news:?}");
+    }
+
+    #[test]
+    fn several_event_loops_are_over_with_the_last_or_with_one_that_fails() {
+        type Loop = Box<dyn FnOnce() -> io::Result<()> + Send>;
+        let soon = || Some(Instant::now() + Duration::from_secs(20));
+        let (go, wait) = mpsc::channel::<()>();
+        let waiting = move || wait.recv().map_err(io::Error::other);
+        let running = Running::of(vec![Box::new(waiting) as Loop, Box::new(|| Ok(()))]);
+        assert!(matches!(running.next(Some(Instant::now() + Duration::from_millis(50))), News::Nothing));
+        go.send(()).unwrap();
+        assert!(matches!(running.next(soon()), News::Ended(Ok(()))));
+
+        let (_go, wait) = mpsc::channel::<()>();
+        let waiting = move || wait.recv().map_err(io::Error::other);
+        let failing = || Err(io::ErrorKind::Other.into());
+        let running = Running::of(vec![Box::new(waiting) as Loop, Box::new(failing)]);
+        assert!(matches!(running.next(soon()), News::Ended(Err(_))));
     }
 }

@@ -23,7 +23,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
         permissions.mode = Some(permissions.mode.unwrap_or(0o600));
     }
     let options = SessionOptions { config, targets: Arc::new(targets), daemon, ..SessionOptions::default() };
-    let running = Running::start(log::Level::Warn)?;
+    let running = Running::start(log::Level::Warn, args.threads())?;
     running.handle().limit(args.session.bandwidth());
     let listeners = args.listen.iter().map(|address| bind(address, permissions)).collect::<Result<Vec<_>, _>>()?;
     let mut addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();

@@ -117,7 +117,7 @@ impl Call {
 impl Reply {
     fn give(&mut self, answer: Answer) {
         self.given = true;
-        self.handle.send(Command::Answer { session: self.session, call: self.id, answer });
+        self.handle.send(self.session, Command::Answer { session: self.session, call: self.id, answer });
     }
 }
 

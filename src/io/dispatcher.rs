@@ -1,15 +1,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
-use parking_lot::Mutex;
 
 use super::channel::Opened;
-use super::handle::{Command, Handle, LimitOf, ListenerKey, SessionKey, SessionOptions, Shared, StreamKey};
+use super::handle::{Command, Handle, Lane, ListenerKey, SessionKey, SessionOptions, StreamKey};
 use super::link::Link;
 use super::listener::Listener;
 use super::peer::{Context, Peer, Turn};
@@ -18,7 +18,7 @@ use super::relay::Relay;
 use super::report::Report;
 use super::socket::Socket;
 use super::tokens::{Place, Tokens};
-use crate::proto::{OpenError, SessionError, Side, TokenBucket};
+use crate::proto::{OpenError, SessionError, Side};
 use crate::rpc::CallError;
 use crate::wire::Open;
 
@@ -30,7 +30,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// The mio loop: reads links, hands packets to their sessions, wakes handlers, writes what is owed.
 ///
-/// One thread runs it, by [`run`](Self::run) or [`turn`](Self::turn); others drive it through its [`Handle`].
+/// One thread runs it, by [`run`](Self::run) or [`turn`](Self::turn); others drive it through its [`Handle`]. A host with many sessions
+/// has [several](Self::several) share them.
 ///
 /// Dropped before it is [over](Self::is_over), it closes its links and drops its handlers without a word.
 pub struct Dispatcher {
@@ -47,16 +48,25 @@ pub struct Dispatcher {
 /// What peers work with, one at a time.
 struct Common {
     poll: Poll,
+    /// Its number among the dispatchers of the handle.
+    lane: usize,
     handle: Handle,
     report: Box<dyn FnMut(Report) + Send>,
     tokens: Tokens,
     pool: Pool,
     scratch: Vec<u8>,
-    /// Of the data that all sessions send.
-    limit: Option<TokenBucket>,
 }
 
 impl Common {
+    fn lane(&self) -> &Lane {
+        &self.handle.shared.lanes[self.lane]
+    }
+
+    fn forget(&mut self, listening: &Listening) {
+        self.tokens.remove(listening.token);
+        listening.listener.deregister(self.poll.registry());
+    }
+
     fn context(&mut self, now: Instant) -> Context<'_> {
         Context {
             registry: self.poll.registry(),
@@ -65,10 +75,17 @@ impl Common {
             scratch: &mut self.scratch,
             handle: &self.handle,
             report: &mut *self.report,
-            limit: &mut self.limit,
+            limit: &self.handle.shared.limit,
             now,
         }
     }
+}
+
+/// What waits for events, and the way that commands take to it.
+fn polled_lane() -> io::Result<((Poll, Tokens), Lane)> {
+    let (poll, mut tokens) = (Poll::new()?, Tokens::default());
+    let waker = mio::Waker::new(poll.registry(), tokens.add(Place::Waker))?;
+    Ok(((poll, tokens), Lane::new(waker)))
 }
 
 struct Held {
@@ -78,7 +95,7 @@ struct Held {
 }
 
 struct Listening {
-    listener: Listener,
+    listener: Arc<Listener>,
     token: Token,
     role: Role,
     /// Somebody may be waiting to be accepted.
@@ -114,27 +131,38 @@ impl Dispatcher {
     /// # Errors
     /// The system's, when it gives no epoll or eventfd.
     pub fn new(report: impl FnMut(Report) + Send + 'static) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let mut tokens = Tokens::default();
-        let waker = mio::Waker::new(poll.registry(), tokens.add(Place::Waker))?;
-        let shared = Shared { commands: Mutex::new(Some(VecDeque::new())), waker, next_key: AtomicU64::new(1) };
-        let common = Common {
-            poll,
-            handle: Handle { shared: Arc::new(shared) },
-            report: Box::new(report),
-            tokens,
-            pool: Pool::default(),
-            scratch: vec![0; BUFFER_LEN],
-            limit: None,
-        };
-        Ok(Self {
+        let (poll, lane) = polled_lane()?;
+        Ok(Self::on_lane(0, Handle::new([lane].into()), poll, Box::new(report)))
+    }
+
+    /// So many that have one [`Handle`], each to be run on a thread of its own. A session stays with one of them, and its handlers are
+    /// called there; they take the sessions in turn. Reports of one session keep their order.
+    ///
+    /// # Errors
+    /// The system's, when it gives no epoll or eventfd.
+    pub fn several(count: NonZeroUsize, report: impl FnMut(Report) + Clone + Send + 'static) -> io::Result<Vec<Self>> {
+        let polled = (0..count.get()).map(|_| polled_lane()).collect::<io::Result<Vec<_>>>()?;
+        let (polls, lanes): (Vec<_>, Vec<_>) = polled.into_iter().unzip();
+        let handle = Handle::new(lanes.into());
+        let on_lane = |(lane, poll)| Self::on_lane(lane, handle.clone(), poll, Box::new(report.clone()));
+        Ok(polls.into_iter().enumerate().map(on_lane).collect())
+    }
+
+    fn on_lane(
+        lane: usize,
+        handle: Handle,
+        (poll, tokens): (Poll, Tokens),
+        report: Box<dyn FnMut(Report) + Send>,
+    ) -> Self {
+        let common = Common { poll, lane, handle, report, tokens, pool: Pool::default(), scratch: vec![0; BUFFER_LEN] };
+        Self {
             common,
             peers: BTreeMap::new(),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             listeners: HashMap::new(),
             ending: false,
-        })
+        }
     }
 
     /// What drives it from elsewhere.
@@ -272,9 +300,8 @@ impl Dispatcher {
     }
 
     fn on_commands(&mut self, now: Instant) {
-        // A handler's call may add more; they come with the next turn, for which the waker stands.
-        let commands = self.common.handle.shared.commands.lock().as_mut().map(std::mem::take);
-        for command in commands.into_iter().flatten() {
+        let commands = self.common.lane().take();
+        for command in commands {
             self.on_command(command, now);
         }
     }
@@ -289,7 +316,7 @@ impl Dispatcher {
             Command::Route { key, session } => self.route(key, session),
             Command::StopListening { key } => {
                 if let Some(listening) = self.listeners.remove(&key) {
-                    self.common.tokens.remove(listening.token);
+                    self.common.forget(&listening);
                 }
             }
             Command::Open { session, open, opened } => self.open(session, open, opened, now),
@@ -316,14 +343,13 @@ impl Dispatcher {
                 self.with(session, now, |peer, cx| peer.call(cx, call));
             }
             Command::Call { call, .. } => (call.on_answer)(Err(CallError::LinkLost)),
-            Command::Limit { of: LimitOf::Host, rate } => {
-                self.common.limit = rate.map(|rate| TokenBucket::new(now, rate));
+            Command::LimitChanged => {
                 self.peers.keys().copied().collect::<Vec<_>>().into_iter().for_each(|key| self.wants_turn(key));
             }
-            Command::Limit { of: LimitOf::Session(session), rate } => {
+            Command::LimitSession { session, rate } => {
                 self.with(session, now, |peer, cx| peer.set_limit(cx.now, rate));
             }
-            Command::Limit { of: LimitOf::Stream(session, key), rate } => {
+            Command::LimitStream { session, key, rate } => {
                 self.with(session, now, |peer, cx| peer.set_stream_limit(cx.now, key, rate));
             }
             Command::Close { session } => self.with(session, now, |peer, _| peer.close()),
@@ -335,7 +361,7 @@ impl Dispatcher {
     fn end_all(&mut self, now: Instant, end: impl Fn(&mut Peer)) {
         self.ending = true;
         for (_, listening) in self.listeners.drain() {
-            self.common.tokens.remove(listening.token);
+            self.common.forget(&listening);
         }
         for key in self.peers.keys().copied().collect::<Vec<_>>() {
             self.with(key, now, |peer, _| end(peer));
@@ -372,7 +398,7 @@ impl Dispatcher {
         }
     }
 
-    fn listen(&mut self, key: ListenerKey, mut listener: Listener, role: Role) {
+    fn listen(&mut self, key: ListenerKey, listener: Arc<Listener>, role: Role) {
         if self.ending {
             return;
         }
@@ -444,11 +470,12 @@ impl Dispatcher {
     fn on_accepted(&mut self, socket: Socket, role: Role, now: Instant) {
         match role {
             Role::Links(options) => {
-                let key = self.common.handle.next_key();
-                (self.common.report)(Report::LinkAccepted { session: SessionKey(key), peer: socket.peer().to_owned() });
-                self.hold(SessionKey(key), socket, Side::Accepting, options, now);
+                let key = self.common.handle.next_session();
+                (self.common.report)(Report::LinkAccepted { session: key, peer: socket.peer().to_owned() });
+                // Most often it is another's.
+                self.common.handle.send(key, Command::Attach { key, socket, side: Side::Accepting, options });
             }
-            Role::Forward { open, session, .. } => {
+            Role::Forward { open, session } => {
                 if let Some(session) = session {
                     let key = StreamKey(self.common.handle.next_key());
                     let opened = Opened { key, target: open.target.clone(), handler: Box::new(Relay::from(socket)) };
@@ -461,8 +488,6 @@ impl Dispatcher {
 
 impl Drop for Dispatcher {
     fn drop(&mut self) {
-        // Not under the lock: what is dropped with them may call the handle.
-        let commands = self.common.handle.shared.commands.lock().take();
-        drop(commands);
+        self.common.lane().close();
     }
 }

@@ -3,7 +3,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -13,11 +13,11 @@ use super::handler::{Handler, NoTargets, Targets};
 use super::listener::Listener;
 use super::socket::Socket;
 use super::tokens::Place;
-use crate::proto::{Config, Side};
+use crate::proto::{Config, Side, TokenBucket};
 use crate::rpc::{CallError, IncomingId, Login, LoginError, ProcedureId, StreamOptions};
 use crate::wire::{Open, RemoteError};
 
-/// The name of a session within its dispatcher; never used twice.
+/// The name of a session among those of its handle; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey(pub(super) u64);
 
@@ -27,11 +27,11 @@ impl fmt::Display for SessionKey {
     }
 }
 
-/// The name of a stream within its dispatcher, from the moment that it is asked for; never used twice.
+/// The name of a stream among those of its handle, from the moment that it is asked for; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamKey(pub(super) u64);
 
-/// The name of a listener within its dispatcher; never used twice.
+/// The name of a listener among those of its handle; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerKey(pub(super) u64);
 
@@ -76,7 +76,8 @@ impl fmt::Debug for SessionOptions {
     }
 }
 
-/// Drives a [`Dispatcher`](super::Dispatcher) from other threads, and from its own handlers. Cheap to clone.
+/// Drives a [`Dispatcher`](super::Dispatcher), or several that work together, from other threads and from their own handlers. Cheap to
+/// clone.
 ///
 /// Calls are carried out on the dispatcher's thread, in their order, and come to nothing when what they name is gone. What
 /// came of them is told by [`Report`](super::Report)s. Once the dispatcher is gone, they only drop what they were given.
@@ -87,16 +88,60 @@ pub struct Handle {
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// `None` once the dispatcher is gone: nobody would take them out.
-    pub(super) commands: Mutex<Option<VecDeque<Command>>>,
-    pub(super) waker: mio::Waker,
+    /// One for each dispatcher; sessions and listeners go round.
+    pub(super) lanes: Box<[Lane]>,
+    /// Of the data that all sessions send.
+    pub(super) limit: Mutex<Option<TokenBucket>>,
+    /// Counted apart from other keys, so that sessions spread evenly.
+    pub(super) next_session: AtomicU64,
     pub(super) next_key: AtomicU64,
+}
+
+/// The way to one dispatcher.
+#[derive(Debug)]
+pub(super) struct Lane {
+    /// `None` once the dispatcher is gone: nobody would take them out.
+    commands: Mutex<Option<VecDeque<Command>>>,
+    waker: mio::Waker,
+}
+
+impl Lane {
+    pub(super) fn new(waker: mio::Waker) -> Self {
+        Self { commands: Mutex::new(Some(VecDeque::new())), waker }
+    }
+
+    fn send(&self, command: Command) {
+        let mut commands = self.commands.lock();
+        let Some(queue) = &mut *commands else {
+            // Not under the lock: what is dropped with it may come here.
+            drop(commands);
+            return;
+        };
+        queue.push_back(command);
+        let was_empty = queue.len() == 1;
+        drop(commands);
+        if was_empty && let Err(error) = self.waker.wake() {
+            log::error!("the dispatcher cannot be woken: {error}");
+        }
+    }
+
+    /// What has been sent so far. A handler's call may add more; they come with the next turn, for which the waker stands.
+    pub(super) fn take(&self) -> VecDeque<Command> {
+        self.commands.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Nobody takes commands here any more.
+    pub(super) fn close(&self) {
+        // Not under the lock: what is dropped with them may call the handle.
+        let commands = self.commands.lock().take();
+        drop(commands);
+    }
 }
 
 pub(super) enum Command {
     Attach { key: SessionKey, socket: Socket, side: Side, options: SessionOptions },
-    Listen { key: ListenerKey, listener: Listener, options: SessionOptions },
-    Forward { key: ListenerKey, listener: Listener, open: Open },
+    Listen { key: ListenerKey, listener: Arc<Listener>, options: SessionOptions },
+    Forward { key: ListenerKey, listener: Arc<Listener>, open: Open },
     Route { key: ListenerKey, session: Option<SessionKey> },
     StopListening { key: ListenerKey },
     Open { session: SessionKey, open: Open, opened: Opened },
@@ -105,19 +150,15 @@ pub(super) enum Command {
     Answer { session: SessionKey, call: IncomingId, answer: Answer },
     Message { session: SessionKey, procedure: ProcedureId, body: Vec<u8> },
     Call { session: SessionKey, call: OutgoingCall },
-    Limit { of: LimitOf, rate: Option<u64> },
+    LimitChanged,
+    LimitSession { session: SessionKey, rate: Option<u64> },
+    LimitStream { session: SessionKey, key: StreamKey, rate: Option<u64> },
     Close { session: SessionKey },
     Drain,
     Shutdown { reason: String },
 }
 
 type OnLogin = Box<dyn FnOnce(Result<(), LoginError>) + Send>;
-
-pub(super) enum LimitOf {
-    Host,
-    Session(SessionKey),
-    Stream(SessionKey, StreamKey),
-}
 
 /// A call of a client of ours.
 pub(super) struct OutgoingCall {
@@ -135,18 +176,23 @@ impl fmt::Debug for Command {
 }
 
 impl Handle {
+    pub(super) fn new(lanes: Box<[Lane]>) -> Self {
+        let [next_session, next_key] = [1, 1].map(AtomicU64::new);
+        Self { shared: Arc::new(Shared { lanes, limit: Mutex::new(None), next_session, next_key }) }
+    }
+
     /// Holds a session on a connected socket, as the side given. `Report::SessionEnded` tells its end, unless the dispatcher
     /// is over before it hears of it.
     pub fn attach(&self, socket: Socket, side: Side, options: SessionOptions) -> SessionKey {
-        let key = SessionKey(self.next_key());
-        self.send(Command::Attach { key, socket, side, options });
+        let key = self.next_session();
+        self.send(key, Command::Attach { key, socket, side, options });
         key
     }
 
     /// Holds a session, as the accepting side, with everyone who connects.
     pub fn listen(&self, listener: Listener, options: SessionOptions) -> ListenerKey {
         let key = ListenerKey(self.next_key());
-        self.send(Command::Listen { key, listener, options });
+        self.lane(key.0).send(Command::Listen { key, listener: Arc::new(listener), options });
         key
     }
 
@@ -154,18 +200,20 @@ impl Handle {
     /// until then they wait in the listener's backlog.
     pub fn forward(&self, listener: Listener, open: Open) -> ListenerKey {
         let key = ListenerKey(self.next_key());
-        self.send(Command::Forward { key, listener, open });
+        // On all: connections are accepted where the session is.
+        let listener = Arc::new(listener);
+        self.send_all(|| Command::Forward { key, listener: Arc::clone(&listener), open: open.clone() });
         key
     }
 
     /// Names the session of a forward; with `None`, connections wait again.
     pub fn route(&self, forward: ListenerKey, session: Option<SessionKey>) {
-        self.send(Command::Route { key: forward, session });
+        self.send_all(|| Command::Route { key: forward, session });
     }
 
     /// Stops listening there. Who was accepted stays; connections that nobody has accepted yet are dropped.
     pub fn stop_listening(&self, listener: ListenerKey) {
-        self.send(Command::StopListening { key: listener });
+        self.send_all(|| Command::StopListening { key: listener });
     }
 
     /// Opens a stream to the peer's target, connected to `handler`. `Report::StreamRefused` or `StreamEnded` is the last
@@ -173,13 +221,13 @@ impl Handle {
     pub fn open(&self, session: SessionKey, open: Open, handler: Box<dyn Handler>) -> StreamKey {
         let key = StreamKey(self.next_key());
         let opened = Opened { key, target: open.target.clone(), handler };
-        self.send(Command::Open { session, open, opened });
+        self.send(session, Command::Open { session, open, opened });
         key
     }
 
     /// Ends both directions of a stream at once; the peer is told this error.
     pub fn reset(&self, session: SessionKey, stream: StreamKey, error: RemoteError) {
-        self.send(Command::Reset { session, key: stream, error });
+        self.send(session, Command::Reset { session, key: stream, error });
     }
 
     /// Calls the daemon at the other end of a session's link, in libvirt's RPC, whether it knows BiStream or not. `on_answer` is
@@ -193,7 +241,7 @@ impl Handle {
         on_answer: impl FnOnce(Result<Vec<u8>, CallError>) + Send + 'static,
     ) {
         let call = OutgoingCall { procedure, arguments, timeout, stream: None, on_answer: Box::new(on_answer) };
-        self.send(Command::Call { session, call });
+        self.send(session, Command::Call { session, call });
     }
 
     /// Opens libvirt's connection at the daemon, `qemu:///system` say; see [`Login`]. Each of its calls may take `timeout`.
@@ -228,63 +276,68 @@ impl Handle {
     ) {
         let (stream, on_answer) = (Some((options, handler)), Box::new(on_answer));
         let call = OutgoingCall { procedure, arguments, timeout, stream, on_answer };
-        self.send(Command::Call { session, call });
+        self.send(session, Command::Call { session, call });
     }
 
     /// Tells the client at the other end of a session's link of an event. Dropped, and logged, while it does not read.
     pub fn message(&self, session: SessionKey, procedure: ProcedureId, body: Vec<u8>) {
-        self.send(Command::Message { session, procedure, body });
+        self.send(session, Command::Message { session, procedure, body });
     }
 
     /// Limits the data that all sessions send together to so many bytes a second, from now on; `None` lifts the limit. Control packets and what
     /// passes to a front's clients do not count.
     pub fn limit(&self, bytes_per_second: Option<u64>) {
-        self.send(Command::Limit { of: LimitOf::Host, rate: bytes_per_second });
+        *self.shared.limit.lock() = bytes_per_second.map(|rate| TokenBucket::new(Instant::now(), rate));
+        self.send_all(|| Command::LimitChanged);
     }
 
     /// The same for the streams of a session.
     pub fn limit_session(&self, session: SessionKey, bytes_per_second: Option<u64>) {
-        self.send(Command::Limit { of: LimitOf::Session(session), rate: bytes_per_second });
+        self.send(session, Command::LimitSession { session, rate: bytes_per_second });
     }
 
     /// The same for a stream.
     pub fn limit_stream(&self, session: SessionKey, stream: StreamKey, bytes_per_second: Option<u64>) {
-        self.send(Command::Limit { of: LimitOf::Stream(session, stream), rate: bytes_per_second });
+        self.send(session, Command::LimitStream { session, key: stream, rate: bytes_per_second });
     }
 
     /// Lets the session's streams finish, takes no new ones, then ends it. Calls and legacy streams of libvirt's RPC finish, too; those
     /// that pass through to a daemon behind us do not count, and their link ends at once when there is no session on it.
     pub fn close(&self, session: SessionKey) {
-        self.send(Command::Close { session });
+        self.send(session, Command::Close { session });
     }
 
     /// Stops listening, lets all sessions finish as `close` does, then ends the dispatcher. Connections that nobody has
     /// accepted yet are dropped.
     pub fn drain(&self) {
-        self.send(Command::Drain);
+        self.send_all(|| Command::Drain);
     }
 
     /// Ends everything at once; peers are told the reason.
     pub fn shutdown(&self, reason: impl Into<String>) {
-        self.send(Command::Shutdown { reason: reason.into() });
+        let reason = reason.into();
+        self.send_all(|| Command::Shutdown { reason: reason.clone() });
     }
 
     pub(super) fn next_key(&self) -> u64 {
         self.shared.next_key.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(super) fn send(&self, command: Command) {
-        let mut commands = self.shared.commands.lock();
-        let Some(queue) = &mut *commands else {
-            // Not under the lock: what is dropped with it may come here.
-            drop(commands);
-            return;
-        };
-        queue.push_back(command);
-        let was_empty = queue.len() == 1;
-        drop(commands);
-        if was_empty && let Err(error) = self.shared.waker.wake() {
-            log::error!("the dispatcher cannot be woken: {error}");
-        }
+    pub(super) fn next_session(&self) -> SessionKey {
+        SessionKey(self.shared.next_session.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// To the dispatcher that has the session.
+    pub(super) fn send(&self, session: SessionKey, command: Command) {
+        self.lane(session.0).send(command);
+    }
+
+    fn send_all(&self, command: impl Fn() -> Command) {
+        self.shared.lanes.iter().for_each(|lane| lane.send(command()));
+    }
+
+    fn lane(&self, key: u64) -> &Lane {
+        let lanes = &self.shared.lanes;
+        &lanes[(key % lanes.len() as u64) as usize]
     }
 }

@@ -106,21 +106,22 @@ impl Attachment<'_> {
 #[derive(Clone, Debug)]
 pub struct Waker {
     handle: Handle,
+    session: SessionKey,
     place: Place,
     /// A call is under way: it stands for all that come until it is carried out.
     waking: Arc<AtomicBool>,
 }
 
 impl Waker {
-    pub(super) fn new(handle: &Handle, place: Place) -> Self {
-        Self { handle: handle.clone(), place, waking: Arc::default() }
+    pub(super) fn new(handle: &Handle, session: SessionKey, place: Place) -> Self {
+        Self { handle: handle.clone(), session, place, waking: Arc::default() }
     }
 
     /// The handler may have bytes to read, or take bytes again.
     pub fn wake(&self) {
         if !self.waking.swap(true, Ordering::AcqRel) {
             let waking = Arc::clone(&self.waking);
-            self.handle.send(Command::Wake { place: self.place, waking });
+            self.handle.send(self.session, Command::Wake { place: self.place, waking });
         }
     }
 }

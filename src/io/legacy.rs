@@ -420,7 +420,7 @@ impl Legacy {
     /// The stream stands, unless it was over before it was known to stand.
     fn attach(&mut self, cx: &mut Context<'_>, id: LegacyId) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
-        let waker = Waker::new(cx.handle, Place::Legacy(self.key, id));
+        let waker = Waker::new(cx.handle, self.key, Place::Legacy(self.key, id));
         let attached = channel.handler.attach(&Attachment { registry: cx.registry, token: channel.token, waker });
         if let Err(error) = attached {
             return self.fail(cx, id, &error);

@@ -2,11 +2,12 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use mio::event::Source;
+use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use super::address::Address;
@@ -98,10 +99,19 @@ impl Listener {
         }
     }
 
-    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        match &mut self.kind {
-            Kind::Tcp(listener) => listener.register(registry, token, Interest::READABLE),
-            Kind::Unix(listener) => listener.register(registry, token, Interest::READABLE),
+    /// By its descriptor: several dispatchers may have it at once.
+    pub(super) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut SourceFd(&self.as_raw_fd()), token, Interest::READABLE)
+    }
+
+    pub(super) fn deregister(&self, registry: &Registry) {
+        let _ = registry.deregister(&mut SourceFd(&self.as_raw_fd()));
+    }
+
+    fn as_raw_fd(&self) -> RawFd {
+        match &self.kind {
+            Kind::Tcp(listener) => listener.as_raw_fd(),
+            Kind::Unix(listener) => listener.as_raw_fd(),
         }
     }
 }

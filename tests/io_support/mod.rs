@@ -22,13 +22,13 @@ pub(crate) use tunnel::{Carried, Tunnel};
 /// No wait is longer; none is that long unless something is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A dispatcher on a thread of its own, shut down with its owner.
+/// A dispatcher on a thread of its own, or several, shut down with their owner.
 pub(crate) struct Node {
     pub(crate) handle: Handle,
     reports: mpsc::Receiver<Report>,
     /// Reports that no wait has asked for yet.
     kept: Vec<Report>,
-    over: mpsc::Receiver<AllocationInfo>,
+    over: Vec<mpsc::Receiver<AllocationInfo>>,
 }
 
 impl Node {
@@ -42,15 +42,28 @@ impl Node {
         Self::reporting(mpsc::channel().1, drop)
     }
 
+    /// Dispatchers that share one handle, each on a thread.
+    pub(crate) fn several(threads: usize) -> Self {
+        let (report, reports) = mpsc::channel();
+        let threads = threads.try_into().expect("one at least");
+        Self::running(reports, Dispatcher::several(threads, move |what| drop(report.send(what))).unwrap())
+    }
+
     fn reporting(reports: mpsc::Receiver<Report>, report: impl FnMut(Report) + Send + 'static) -> Self {
-        let (end, over) = mpsc::channel();
-        let dispatcher = Dispatcher::new(report).unwrap();
-        let handle = dispatcher.handle();
-        thread::spawn(move || {
-            let used = measure(|| dispatcher.run().unwrap());
-            let _ = end.send(used);
-        });
-        Self { handle, reports, kept: Vec::new(), over }
+        Self::running(reports, vec![Dispatcher::new(report).unwrap()])
+    }
+
+    fn running(reports: mpsc::Receiver<Report>, dispatchers: Vec<Dispatcher>) -> Self {
+        let handle = dispatchers[0].handle();
+        let run = |dispatcher: Dispatcher| {
+            let (end, over) = mpsc::channel();
+            thread::spawn(move || {
+                let used = measure(|| dispatcher.run().unwrap());
+                let _ = end.send(used);
+            });
+            over
+        };
+        Self { handle, reports, kept: Vec::new(), over: dispatchers.into_iter().map(run).collect() }
     }
 
     /// Listens for links on a free TCP port of the loopback.
@@ -145,10 +158,14 @@ impl Node {
         })
     }
 
-    /// Waits until the dispatcher has ended by itself; gives what memory its thread used.
+    /// Waits until the dispatcher has ended by itself, and those it works with; gives what memory the thread of the first used.
     #[track_caller]
     pub(crate) fn join(self) -> AllocationInfo {
-        self.over.recv_timeout(PATIENCE).expect("the dispatcher ends, and without a panic")
+        let used = |over: &mpsc::Receiver<AllocationInfo>| {
+            over.recv_timeout(PATIENCE).expect("the dispatcher ends, and without a panic")
+        };
+        let all: Vec<AllocationInfo> = self.over.iter().map(used).collect();
+        all[0]
     }
 
     /// Ends it at once; gives what memory its thread used.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use mio::Registry;
+use parking_lot::Mutex;
 
 use super::call::Answer;
 use super::channel::Channel;
@@ -39,7 +40,7 @@ pub(super) struct Context<'a> {
     pub(super) handle: &'a Handle,
     pub(super) report: &'a mut dyn FnMut(Report),
     /// Of the data that all sessions of the dispatcher send.
-    pub(super) limit: &'a mut Option<TokenBucket>,
+    pub(super) limit: &'a Mutex<Option<TokenBucket>>,
     pub(super) now: Instant,
 }
 

@@ -174,7 +174,7 @@ impl Peer {
     /// Connects a stream that stands with its handler.
     pub(super) fn attach(&mut self, cx: &mut Context<'_>, id: StreamId) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
-        let waker = Waker::new(cx.handle, Place::Stream(self.key, id));
+        let waker = Waker::new(cx.handle, self.key, Place::Stream(self.key, id));
         let attached = channel.handler.attach(&Attachment { registry: cx.registry, token: channel.token, waker });
         if let Err(error) = attached {
             self.fail(cx, id, &error);

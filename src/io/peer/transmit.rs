@@ -5,7 +5,7 @@ use std::io;
 use super::{Context, Peer, Phase, TURN};
 use crate::io::front::Front;
 use crate::io::pool::Buffer;
-use crate::proto::{CONTROL_MAX, Grant, StreamMut, TokenBucket};
+use crate::proto::{CONTROL_MAX, Grant, StreamMut};
 use crate::wire::HEADER_LEN;
 
 /// Room worth reading a source into, beside the header.
@@ -97,17 +97,22 @@ impl Peer {
 
     /// One packet of data, of BiStream and legacy streams by turns; false when nobody has any.
     pub(super) fn fill_next(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> bool {
-        let limit = cx.limit.as_mut().map_or(u64::MAX, |limit| limit.poll(cx.now));
-        if limit == 0 {
-            self.limited_until = cx.limit.as_ref().and_then(TokenBucket::ready_at);
+        let room = buffer.spare().len();
+        // Held while a source is read, so that no other thread is given the same bytes.
+        let mut limit = cx.limit.lock();
+        let Some(limit) = &mut *limit else {
+            drop(limit);
+            return self.fill_from(cx, buffer, room);
+        };
+        let left = limit.poll(cx.now);
+        if left == 0 {
+            self.limited_until = limit.ready_at();
             return false;
         }
-        let room = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(HEADER_LEN).min(buffer.spare().len());
+        let room = usize::try_from(left).unwrap_or(usize::MAX).saturating_add(HEADER_LEN).min(room);
         let before = buffer.filled().len();
         let filled = self.fill_from(cx, buffer, room);
-        if let Some(limit) = cx.limit {
-            limit.take((buffer.filled().len() - before) as u64);
-        }
+        limit.take((buffer.filled().len() - before) as u64);
         filled
     }
 
