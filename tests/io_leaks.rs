@@ -177,7 +177,7 @@ impl Pair {
         let bytes = [7; 64 * 1024];
         let carried = self.carry(key, AT_ONCE);
         for (n, (mut client, mut server)) in carried.iter().map(|(client, server)| (client, server)).enumerate() {
-            let mut left = if n % 10 == 0 { 1 << 20 } else { bytes.len() };
+            let mut left = if n % 10 == 0 { 512 * 1024 } else { bytes.len() };
             self.until(|_| {
                 left -= client.write(&bytes).unwrap_or_default();
                 (left == 0).then_some(())

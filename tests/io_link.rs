@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use io_support::*;
 use virbistream::io::{Dispatcher, Handle, Relay, Report, SessionOptions, Socket};
-use virbistream::proto::{Config, Side, StreamError};
+use virbistream::proto::{Config, MemoryBudget, Side, StreamError};
 use virbistream::wire::{
     DATA_MAX, DATA_MIN, Finish, HelloReply, Limits, Open, OpenReply, PacketType, Procedure, RemoteError, Status, Stop,
 };
@@ -77,7 +77,12 @@ fn a_packet_larger_than_any_buffer_is_delivered_piece_by_piece() {
 fn one_direction_alone_goes_on_beyond_its_turn() {
     // Nothing but the link wakes the dispatcher: no credit, no PING.
     let quiet = Duration::from_secs(3600);
-    let config = Config { window: 1 << 40, memory_budget: 1 << 50, ping_interval: quiet, ..Config::default() };
+    let config = Config {
+        window: 1 << 40,
+        memory_budget: MemoryBudget::new(1 << 50),
+        ping_interval: quiet,
+        ..Config::default()
+    };
     const MUCH: usize = 128 * MIB;
     let (handler, told) = Custom::new();
     let (mut source, mut left) = (Pattern::new(1), MUCH);

@@ -20,7 +20,7 @@ const BULK: usize = 256 * MIB;
 const STALLED: usize = 63;
 
 /// As in the default configuration.
-const WINDOW: usize = MIB;
+const WINDOW: usize = 256 * 1024;
 
 /// What the window of the bulk grows to, at the most.
 const BULK_WINDOW: usize = 4 * MIB;

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use support::*;
-use virbistream::proto::{Config, Event, OpenError, SessionError, Side};
+use virbistream::proto::{Config, Event, MemoryBudget, OpenError, SessionError, Side};
 use virbistream::wire::{Close, Extension, Hello, HelloReply, Limits, PACKET_MAX, PACKET_MIN, Rule, close, codes};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -320,7 +320,7 @@ fn what_a_configuration_says_out_of_range_is_brought_into_it() {
     let mut restless = Probe::established(Side::Accepting, Config { ping_interval: Duration::ZERO, ..small() });
     restless.pass(Duration::from_millis(1));
     assert!(restless.session.poll_timeout().is_some_and(|deadline| deadline > restless.now), "it has time for more");
-    let endless = Config { window: u64::MAX, memory_budget: u64::MAX, ..small() };
+    let endless = Config { window: u64::MAX, memory_budget: MemoryBudget::new(u64::MAX), ..small() };
     let mut probe = Probe::established(Side::Accepting, endless);
     for n in 0..2 {
         probe.hear(&Packet::Open(probe.theirs(n), open("vda")));

@@ -327,7 +327,7 @@ impl World {
         }
         let session = &self.probe.session;
         assert_eq!(session.is_closed(), self.cause.is_some());
-        assert!(session.granted() <= small().memory_budget);
+        assert!(session.granted() <= small().memory_budget.bytes());
         assert!(session.stream_count() <= THEIRS_MAX as usize + 2 * OURS_MAX + 256);
         assert!(session.poll_timeout().is_none() || self.cause.is_none());
     }

@@ -5,14 +5,14 @@ mod support;
 use std::time::Duration;
 
 use support::*;
-use virbistream::proto::{Config, Event, Misuse, OpenError, SessionError, StreamError, StreamStats};
+use virbistream::proto::{Config, Event, MemoryBudget, Misuse, OpenError, SessionError, StreamError, StreamStats};
 use virbistream::wire::{Extension, Open, OpenReply, Rule, codes};
 
 const MIB: u64 = 1 << 20;
 
 /// Two sessions with room for what these tests open.
 fn pair() -> Pair {
-    let config = Config { max_streams: 64, memory_budget: 64 * 8192, ..small() };
+    let config = Config { max_streams: 64, memory_budget: MemoryBudget::new(64 * 8192), ..small() };
     Pair::established(config.clone(), config)
 }
 
@@ -249,7 +249,7 @@ fn a_peer_that_takes_none_is_asked_for_none() {
 fn opens_beyond_the_streams_or_the_memory_are_refused() {
     for side in SIDES {
         for (max_streams, budget) in [(2, 100), (100, 2)] {
-            let config = Config { max_streams, memory_budget: budget * 8192 + 8191, ..small() };
+            let config = Config { max_streams, memory_budget: MemoryBudget::new(budget * 8192 + 8191), ..small() };
             let mut probe = Probe::established(side, config);
             let ids = [probe.accepted(probe.theirs(0)), probe.accepted(probe.theirs(1))];
             let third = probe.theirs(2);
@@ -268,7 +268,7 @@ fn opens_beyond_the_streams_or_the_memory_are_refused() {
 #[test]
 fn our_own_opens_keep_to_our_memory_too() {
     for side in SIDES {
-        let mut probe = Probe::established(side, Config { memory_budget: 2 * 8192, ..small() });
+        let mut probe = Probe::established(side, Config { memory_budget: MemoryBudget::new(2 * 8192), ..small() });
         probe.opened();
         let id = probe.accepted(probe.theirs(0));
         assert_eq!(probe.session.open(probe.now, open("vda")), Err(OpenError::MemoryBudget));
@@ -277,6 +277,27 @@ fn our_own_opens_keep_to_our_memory_too() {
         probe.speak();
         probe.opened();
     }
+}
+
+#[test]
+fn sessions_with_one_budget_share_it_and_give_back_what_they_had() {
+    let config = Config { memory_budget: MemoryBudget::new(3 * 8192), ..small() };
+    let [mut one, mut other] = [0, 1].map(|_| Probe::established(Side::Connecting, config.clone()));
+    one.opened();
+    other.opened();
+    other.opened();
+    for full in [&mut one, &mut other] {
+        assert_eq!(full.session.open(full.now, open("vda")), Err(OpenError::MemoryBudget));
+    }
+    assert_eq!(
+        (one.session.granted(), other.session.granted(), config.memory_budget.taken()),
+        (8192, 2 * 8192, 3 * 8192)
+    );
+    other.session.shutdown("enough");
+    one.opened();
+    drop(other);
+    drop(one);
+    assert_eq!(config.memory_budget.taken(), 0);
 }
 
 #[test]

@@ -22,9 +22,10 @@ fn in_a_second(link: &mut Link, streams: &[virbistream::proto::StreamId]) -> Vec
     streams.iter().zip(before).map(|(id, before)| link.delivered(*id) - before).collect()
 }
 
+/// Never above. Somewhat below where another stream's data makes round trips longer: this one's window is twice of what it needs without.
 #[track_caller]
 fn assert_about(got: u64, wanted: u64) {
-    assert!((wanted * 95 / 100..=wanted * 105 / 100).contains(&got), "{got}, not about {wanted}");
+    assert!((wanted * 80 / 100..=wanted * 105 / 100).contains(&got), "{got}, not about {wanted}");
 }
 
 #[test]

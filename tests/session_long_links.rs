@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use support::link::Link;
-use virbistream::proto::Config;
+use virbistream::proto::{Config, MemoryBudget};
 
 /// What a link has carried.
 struct Carried {
@@ -44,16 +44,16 @@ fn carry(config: &Config, round_trip: Duration, bytes_per_second: u64, streams: 
 }
 
 fn table(config: &Config, round_trips: &[u64]) -> String {
-    let mut table = String::from("round trip  Mbit/s  streams  carried  90 % after  windows\n");
+    let mut table = String::from("round trip  Mbit/s  streams  carried  90 % after     windows\n");
     for round_trip in round_trips.iter().copied().map(Duration::from_micros) {
         for mbit in [100, 1000, 10_000] {
             for streams in [1, 4, 64] {
                 let Carried { per_cent, filled_after, windows } = carry(config, round_trip, mbit * 125_000, streams);
                 let round_trip = format!("{round_trip:?}");
                 let filled = filled_after.map_or("never".into(), |time| format!("{time:?}"));
-                let windows = format!("{} MiB", windows >> 20);
+                let windows = format!("{} KiB", windows >> 10);
                 table += &format!(
-                    "{round_trip:>10}  {mbit:>6}  {streams:>7}  {per_cent:>5} %  {filled:>10}  {windows:>7}\n"
+                    "{round_trip:>10}  {mbit:>6}  {streams:>7}  {per_cent:>5} %  {filled:>10}  {windows:>10}\n"
                 );
             }
         }
@@ -87,11 +87,11 @@ fn windows_tune_themselves_until_the_link_is_full() {
 /// Memory is the bound: what it does not suffice for is slower, and windows grow to half of the budget alone.
 #[test]
 fn windows_stay_within_the_memory_budget() {
-    let config = Config { memory_budget: 64 << 20, ..Config::default() };
+    let config = Config { memory_budget: MemoryBudget::new(64 << 20), ..Config::default() };
     let table = table(&config, &[10_000, 200_000]);
     assert_kept("budget_64_mib.txt", &table);
     for line in table.lines().skip(1) {
         let (streams, windows) = (number(line, 2), number(line, line.split_whitespace().count() - 2));
-        assert!(windows <= streams.max(32), "{line}");
+        assert!(windows <= streams.max(32) << 10, "{line}");
     }
 }

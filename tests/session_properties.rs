@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use support::*;
-use virbistream::proto::{Config, StreamError};
+use virbistream::proto::{Config, MemoryBudget, StreamError};
 use virbistream::wire::{Open, Rule, codes};
 
 #[derive(Clone, Debug)]
@@ -93,7 +93,7 @@ fn config(rich: bool) -> impl Strategy<Value = Config> {
         max_streams,
         window,
         window_max: 4 * window,
-        memory_budget: if rich { 100 * window } else { windows * window },
+        memory_budget: MemoryBudget::new(if rich { 100 * window } else { windows * window }),
         silence_limit: Duration::from_secs(3600),
         ..Config::default()
     })

@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 use virbistream::io::{Address, Permissions};
-use virbistream::proto::Config;
+use virbistream::proto::{Config, MemoryBudget};
 use virbistream::wire::DATA_MIN;
 
 use crate::conformance::ConformanceArgs;
@@ -163,9 +163,9 @@ const YEAR: u64 = 365 * 24 * 3600;
 #[derive(Debug, Args)]
 pub(crate) struct SessionArgs {
     /// Bytes of each stream that the peer may be ahead of delivery, at least 4KiB
-    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_window)]
+    #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = parse_window)]
     window: ByteSize,
-    /// Bytes that the windows of a session may add up to, at least one window
+    /// Bytes that the windows of all sessions may add up to, at least one window
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
     /// Streams that the peer may have open at once
@@ -198,7 +198,7 @@ impl SessionArgs {
     pub(crate) fn config(&self) -> Config {
         Config {
             window: self.window.as_u64(),
-            memory_budget: self.memory.as_u64(),
+            memory_budget: MemoryBudget::new(self.memory.as_u64()),
             max_streams: self.max_streams,
             ..Config::default()
         }

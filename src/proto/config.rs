@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::memory::MemoryBudget;
 use crate::wire::{DATA_MAX, DATA_MIN, ProgramId};
 
 /// What one side of a session asks, grants and waits for.
@@ -16,14 +17,15 @@ pub struct Config {
     pub max_data: u32,
     /// How many streams the peer may have open at us at once.
     pub max_streams: u32,
-    /// Bytes that the peer may send on a stream ahead of what we consumed, at least 4 KiB; on a long link it becomes more.
+    /// Bytes that the peer may send on a stream ahead of what we consumed, at least 4 KiB. On a long link it becomes more, and later
+    /// streams begin with what was needed there.
     pub window: u64,
     /// The most that a stream's window grows to: while it is what holds the peer up, it follows what is delivered in two round
-    /// trips. A link of 10 Gbit/s and 200 ms takes 250 MB. Growing, all windows together take at most half of the memory budget.
+    /// trips. A link of 10 Gbit/s and 200 ms takes 250 MB. What is beyond `window` comes from one half of the memory budget alone.
     pub window_max: u64,
-    /// Bytes that all windows of the session together may add up to; a stream whose first window would not fit is
-    /// refused, ours and the peer's alike.
-    pub memory_budget: u64,
+    /// Bytes that all windows together may add up to, of this session and of those whose configuration is a clone of this one. A stream
+    /// whose first window would not fit is refused, ours and the peer's alike.
+    pub memory_budget: MemoryBudget,
     /// How long HELLO, or on the connecting side its reply, may take; `None` waits for ever.
     pub hello_timeout: Option<Duration>,
     /// How long our own OPEN may stay without a reply.
@@ -60,9 +62,9 @@ impl Default for Config {
             program: ProgramId::default(),
             max_data: 262_120,
             max_streams: 1024,
-            window: 1 << 20,
+            window: 256 << 10,
             window_max: 256 << 20,
-            memory_budget: 2 << 30,
+            memory_budget: MemoryBudget::new(2 << 30),
             hello_timeout: Some(Duration::from_secs(10)),
             open_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(5),

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 /// Bytes delivered that are always worth a CREDIT.
 const CREDIT_MAX: u64 = 1 << 20;
 
+/// The rate of delivery is that over so long at the least: processes are stopped and go on in bursts.
+const LEAST_INTERVAL: Duration = Duration::from_millis(20);
+
 /// The direction that we send.
 #[derive(Debug, Default)]
 pub(super) struct Sending {
@@ -121,11 +124,11 @@ impl Receiving {
     }
 
     /// The window that would not hold the peer up, where this one does: twice of what was delivered in a round trip. To be asked when
-    /// CREDIT is due; once a round trip it has an answer.
+    /// CREDIT is due; once a round trip it has an answer, and not so often that a burst would pass for the rate.
     pub(super) fn wanted_window(&mut self, now: Instant, round_trip: Duration) -> Option<u64> {
         let (since, consumed) = *self.measured.get_or_insert((now, self.consumed));
         let elapsed = now.saturating_duration_since(since);
-        if elapsed < round_trip || elapsed.is_zero() {
+        if elapsed < round_trip.max(LEAST_INTERVAL) {
             return None;
         }
         self.measured = Some((now, self.consumed));

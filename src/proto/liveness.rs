@@ -3,6 +3,9 @@ use std::time::{Duration, Instant};
 /// Stands for HELLO where streams have their numbers.
 pub(super) const HELLO: u32 = 0;
 
+/// How many PINGs tell well enough how far the peer is.
+const SAMPLES: u64 = 4;
+
 /// Is the peer there, and how far away (docs/protocol.md, §10).
 #[derive(Debug)]
 pub(super) struct Liveness {
@@ -17,6 +20,8 @@ pub(super) struct Liveness {
     /// how far away it is before any bulk stands in the way.
     first_words: Option<(u32, Instant)>,
     round_trip: Option<Duration>,
+    /// How many PINGs were answered.
+    samples: u64,
     least_round_trip: Option<Duration>,
 }
 
@@ -31,6 +36,7 @@ impl Liveness {
             last_token: 0,
             first_words: None,
             round_trip: None,
+            samples: 0,
             least_round_trip: None,
         }
     }
@@ -67,6 +73,7 @@ impl Liveness {
         if let Some((_, sent)) = self.awaited.take_if(|(awaited, _)| *awaited == token) {
             let round_trip = now.saturating_duration_since(sent);
             self.round_trip = Some(round_trip);
+            self.samples += 1;
             self.bound(round_trip);
         }
     }
@@ -87,9 +94,9 @@ impl Liveness {
         self.least_round_trip = Some(self.least_round_trip.map_or(round_trip, |least| least.min(round_trip)));
     }
 
-    /// Whether a PING waits for its PONG.
-    pub(super) fn is_asking(&self) -> bool {
-        self.awaited.is_some()
+    /// Whether a PING is worth its packet to learn how far the peer is: the least of a few, since any may have waited behind bulk.
+    pub(super) fn wants_samples(&self) -> bool {
+        self.samples < SAMPLES && self.awaited.is_none()
     }
 
     /// The one that had least to wait behind: what the link itself takes.

@@ -305,9 +305,9 @@ impl Session {
         }
         self.peer_last_id = id;
         match self.judge_open(request) {
-            Ok(request) => {
+            Ok((request, window)) => {
                 let priority = u8::try_from(request.priority).unwrap_or_default();
-                let mut stream = Stream::new(StreamState::Pending, false, priority, self.config.window);
+                let mut stream = Stream::new(StreamState::Pending, false, priority, window);
                 stream.sending.on_credit(0, request.window);
                 self.streams.insert(id, stream);
                 self.open_theirs += 1;
@@ -328,8 +328,8 @@ impl Session {
         }
     }
 
-    /// The request, with a window reserved for it; or what the peer is told.
-    fn judge_open(&mut self, request: Result<Open, BodyError>) -> Result<Open, RemoteError> {
+    /// The request and a window reserved for it; or what the peer is told.
+    fn judge_open(&mut self, request: Result<Open, BodyError>) -> Result<(Open, u64), RemoteError> {
         let request =
             request.map_err(|error| broke(Rule::Body, codes::INVALID_ARG, domains::STREAMS, error.to_string()))?;
         if self.state == State::Draining {
@@ -344,10 +344,9 @@ impl Session {
         if needs_unknown(&request.extensions) {
             return Err(rule_error(codes::OPERATION_UNSUPPORTED, Rule::Extension));
         }
-        if self.has_all_streams() || !self.reserve_window() {
-            return Err(rule_error(codes::RESOURCE_BUSY, Rule::StreamLimit));
-        }
-        Ok(request)
+        let window = if self.has_all_streams() { None } else { self.reserve_window() };
+        let window = window.ok_or_else(|| rule_error(codes::RESOURCE_BUSY, Rule::StreamLimit))?;
+        Ok((request, window))
     }
 
     /// Whether the peer has as many streams as it may. Those that we have reset do not count, since it may have forgotten them. They are at

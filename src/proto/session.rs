@@ -5,6 +5,7 @@ use super::config::Config;
 use super::error::{Misuse, OpenError, SessionError, StreamError};
 use super::event::Event;
 use super::liveness::Liveness;
+use super::memory::Share;
 use super::rate::TokenBucket;
 use super::receive::Incoming;
 use super::schedule::Schedule;
@@ -35,7 +36,9 @@ pub struct Session {
     pub(super) open_theirs: u32,
     pub(super) refusals: u32,
     /// Windows of all streams.
-    pub(super) reserved: u64,
+    pub(super) reserved: Share,
+    /// The window that a stream was found to need at the most.
+    pub(super) tuned_window: u64,
     pub(super) owed: Owed,
     pub(super) schedule: Schedule,
     /// Of all data that we send.
@@ -106,7 +109,8 @@ impl Session {
             open_ours: 0,
             open_theirs: 0,
             refusals: 0,
-            reserved: 0,
+            reserved: Share::new(config.memory_budget.clone()),
+            tuned_window: config.window,
             owed: Owed::default(),
             schedule: Schedule::default(),
             limit: None,
@@ -233,14 +237,12 @@ impl Session {
             return Err(OpenError::StreamLimit(self.peer.max_streams));
         }
         let id = self.next_id.ok_or(OpenError::IdsExhausted)?;
-        if !self.reserve_window() {
-            return Err(OpenError::MemoryBudget);
-        }
+        let window = self.reserve_window().ok_or(OpenError::MemoryBudget)?;
         self.next_id = id.checked_add(2);
         self.open_ours += 1;
         self.forget_answered();
-        request.window = self.config.window;
-        let mut stream = Stream::new(StreamState::Opening(Some(Box::new(request))), true, priority, self.config.window);
+        request.window = window;
+        let mut stream = Stream::new(StreamState::Opening(Some(Box::new(request))), true, priority, window);
         stream.owed = owed::OPEN;
         self.streams.insert(id, stream);
         self.opening.push_back((now + self.config.open_timeout, id));
@@ -298,7 +300,7 @@ impl Session {
 
     /// Bytes: the windows of all streams, asked for or standing. The most that delivery can be behind.
     pub fn granted(&self) -> u64 {
-        self.reserved
+        self.reserved.taken()
     }
 
     /// The last round trip measured by PING.
@@ -334,10 +336,12 @@ impl Session {
         }
     }
 
-    pub(super) fn reserve_window(&mut self) -> bool {
-        let sum = self.reserved.checked_add(self.config.window).filter(|sum| *sum <= self.config.memory_budget);
-        self.reserved = sum.unwrap_or(self.reserved);
-        sum.is_some()
+    /// The first window of a stream: what the link was found to need, within a quarter of the memory that is left to grow into, since it
+    /// may never be used.
+    pub(super) fn reserve_window(&mut self) -> Option<u64> {
+        let least = self.config.window;
+        let more = self.tuned_window.saturating_sub(least).min(self.reserved.left_to_grow() / 4);
+        self.reserved.take(least).then(|| least + self.reserved.take_some(more))
     }
 
     /// Every change of a stream goes through here, so that queues and counts follow it.
@@ -384,7 +388,7 @@ impl Session {
         if let Some(until) = stream.throttled_until {
             self.throttled.remove(&(until, id));
         }
-        self.reserved -= stream.receiving.window();
+        self.reserved.give(stream.receiving.window());
         if stream.is_open() {
             self.event(Event::Over { id: StreamId(id), stats: stream.stats() });
         }
@@ -434,7 +438,7 @@ impl Session {
         self.opening.clear();
         self.schedule.clear();
         self.throttled.clear();
-        self.reserved = 0;
+        self.reserved.give(self.reserved.taken());
         let text = cause.as_ref().err().map(|error| match error {
             SessionError::PeerMisbehaved { detail, .. } => detail.clone(),
             other => other.to_string(),

@@ -240,16 +240,12 @@ impl Session {
     fn tune_window(&mut self, now: Instant, id: u32) {
         let wants = |stream: &&mut Stream| stream.owed & owed::CREDIT != 0 && stream.receiving.finished.is_none();
         let Some(stream) = self.streams.get_mut(&id).filter(wants) else { return };
-        if self.liveness.round_trip().is_none() {
-            self.owed.ping |= !self.liveness.is_asking();
-        }
+        self.owed.ping |= self.liveness.wants_samples();
         let Some(round_trip) = self.liveness.least_round_trip() else { return };
         let Some(wanted) = stream.receiving.wanted_window(now, round_trip) else { return };
         let more = wanted.min(self.config.window_max).saturating_sub(stream.receiving.window());
-        // The other half is for streams to come.
-        let more = more.min((self.config.memory_budget / 2).saturating_sub(self.reserved));
-        stream.receiving.widen(more);
-        self.reserved += more;
+        stream.receiving.widen(self.reserved.take_some(more));
+        self.tuned_window = self.tuned_window.max(stream.receiving.window());
     }
 
     fn put_close(&mut self, out: &mut Out<'_>) {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::on_its_own;
 use virbistream::proto::{CONTROL_MAX, Config, Event, Session, StreamId};
 use virbistream::wire::{Decoder, HEADER_LEN, Header, Open, PACKET_MAX, Piece};
 
@@ -95,7 +96,7 @@ impl Link {
     pub(crate) fn new(config: &Config, round_trip: Duration, bytes_per_second: u64) -> Self {
         let now = Instant::now();
         let way = || Way { bytes_per_second, delay: round_trip / 2, free_at: now, under_way: VecDeque::new() };
-        let sides = [Session::connect(config.clone(), now), Session::accept(config.clone(), now)]
+        let sides = [Session::connect(on_its_own(config), now), Session::accept(on_its_own(config), now)]
             .map(|session| Side { session, out: way() });
         let mut link = Self { now, sides, delivered: BTreeMap::new(), open: Vec::new() };
         link.give();

@@ -8,7 +8,7 @@ mod pair;
 mod probe;
 
 use proptest::test_runner::{Config as ProptestConfig, RngSeed};
-use virbistream::proto::{Config, Side};
+use virbistream::proto::{Config, MemoryBudget, Side};
 use virbistream::wire::{Open, RemoteError, domains};
 
 pub(crate) use ledger::Ledger;
@@ -18,9 +18,20 @@ pub(crate) use probe::{Probe, hello, hello_reply, number};
 
 pub(crate) const SIDES: [Side; 2] = [Side::Connecting, Side::Accepting];
 
+/// As on a host that has no other sessions.
+pub(crate) fn on_its_own(config: &Config) -> Config {
+    Config { memory_budget: MemoryBudget::new(config.memory_budget.bytes()), ..config.clone() }
+}
+
 /// Small enough that every limit is soon met.
 pub(crate) fn small() -> Config {
-    Config { max_data: 4096, max_streams: 4, window: 8192, memory_budget: 8 * 8192, ..Config::default() }
+    Config {
+        max_data: 4096,
+        max_streams: 4,
+        window: 8192,
+        memory_budget: MemoryBudget::new(8 * 8192),
+        ..Config::default()
+    }
 }
 
 pub(crate) fn open(target: &str) -> Open {

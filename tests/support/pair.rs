@@ -8,6 +8,7 @@ use virbistream::proto::{
 };
 use virbistream::wire::{Decoder, Open, PACKET_MAX, Piece};
 
+use super::on_its_own;
 use super::{Ledger, Packet, byte, error};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,8 +103,8 @@ impl Pair {
         let now = Instant::now();
         let end = |end, config: Config| Endpoint {
             session: match end {
-                End::Connecting => Session::connect(config.clone(), now),
-                End::Accepting => Session::accept(config.clone(), now),
+                End::Connecting => Session::connect(on_its_own(&config), now),
+                End::Accepting => Session::accept(on_its_own(&config), now),
             },
             ledger: Ledger::new(end, config.window, config.window_max),
             config,
@@ -540,12 +541,12 @@ impl Endpoint {
         }
         let granted = self.session.granted();
         assert!(
-            granted <= self.config.memory_budget
+            granted <= self.config.memory_budget.bytes()
                 && granted >= living * self.config.window * u64::from(self.closed.is_none())
         );
         // Windows grow within half of the budget.
         let streams = self.session.stream_count() as u64;
-        let grown = (self.config.memory_budget / 2).max(streams * self.config.window);
+        let grown = (self.config.memory_budget.bytes() / 2).max(streams * self.config.window);
         assert!(granted <= grown.min(streams * self.config.window_max), "{granted}");
         let theirs = self.session.stream_count() - self.flows.values().filter(|flow| flow.ending.is_none()).count();
         assert!(theirs <= 256 + self.flows.len());
