@@ -5,7 +5,9 @@ mod support;
 use std::time::Duration;
 
 use support::*;
-use virbistream::proto::{Config, Event, MemoryBudget, Misuse, OpenError, SessionError, StreamError, StreamStats};
+use virbistream::proto::{
+    Config, Event, MemoryBudget, Misuse, OpenError, SessionError, Side, StreamError, StreamStats,
+};
 use virbistream::wire::{Extension, Open, OpenReply, Rule, codes};
 
 const MIB: u64 = 1 << 20;
