@@ -234,7 +234,8 @@ fn what_is_owed_to_a_peer_that_does_not_read_stays_small() {
             probe.pass(SECOND / 1000);
         }
         let mut room = vec![0; 10 * CONTROL_MAX];
-        let len = probe.session.poll_control(probe.now, &mut room);
+        // The second time a PING that the first CREDIT made worth asking, if it was one.
+        let len = [0; 2].map(|_| probe.session.poll_control(probe.now, &mut room)).into_iter().sum::<usize>();
         assert!(len < 500, "{len} bytes");
         assert_eq!(probe.session.stream_count(), 2);
         assert_eq!(probe.session.poll_control(probe.now, &mut room), 0);

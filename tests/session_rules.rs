@@ -348,7 +348,7 @@ fn data_up_to_the_limit_and_of_the_greatest_size_is_taken() {
         probe.stream(id).consumed(2048).unwrap();
         let said = probe.speak();
         let credit = Packet::credit(id, 2048, 2048 + 8192);
-        assert_eq!(said, [credit, Packet::Ping(1)], "a quarter of the window; and how far is the peer?");
+        assert_eq!(said, [credit, Packet::Ping(1)], "it is due; and how far is the peer?");
         probe.hear(&Packet::Data(id, vec![7; 2048]));
         probe.hear(&Packet::Finish(id, 8192 + 2048));
     }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use support::*;
@@ -152,6 +152,80 @@ fn who_blocks_and_comes_back_gains_nothing() {
         }
     }
     assert!(sent[&fickle] <= sent[&steady], "{sent:?}");
+}
+
+/// Streams that send without end, and have sent a lot.
+fn bulk(probe: &mut Probe, streams: usize) -> Vec<u32> {
+    let ids: Vec<u32> = (0..streams).map(|_| ready(probe, 2)).collect();
+    run(probe, streams as u64 * u64::from(LIBVIRT), |_| usize::MAX);
+    ids
+}
+
+#[test]
+fn small_writes_go_ahead_of_bulk() {
+    let mut probe = unlimited(LIBVIRT);
+    bulk(&mut probe, 64);
+    let small = ready(&mut probe, 2);
+    for _ in 0..1000 {
+        let grant = probe.session.poll_grant().unwrap();
+        assert_eq!(grant.id.number(), small);
+        probe.session.stream(grant.id).unwrap().send(4096).unwrap();
+        probe.stream(small).blocked();
+        run(&mut probe, u64::from(LIBVIRT), |_| usize::MAX);
+        probe.stream(small).ready();
+    }
+}
+
+/// Its share is what it would have if it had everything at hand, as long as it comes back before others had theirs.
+#[test]
+fn a_stream_whose_bytes_come_in_pieces_gets_its_share_and_no_more() {
+    let mut probe = unlimited(LIBVIRT);
+    let steady = bulk(&mut probe, 1)[0];
+    let fickle = ready(&mut probe, 2);
+    let mut sent = BTreeMap::from([(steady, 0), (fickle, 0)]);
+    for _ in 0..10_000 {
+        let grant = probe.session.poll_grant().unwrap();
+        let id = grant.id.number();
+        let len = if id == steady { grant.max.min(60_000) } else { grant.max.min(30_000) };
+        probe.session.stream(grant.id).unwrap().send(len).unwrap();
+        *sent.get_mut(&id).unwrap() += len;
+        // It has nothing left, and has again when the other has sent a packet.
+        if id == fickle {
+            probe.stream(fickle).blocked();
+            probe.session.poll_grant().unwrap();
+        } else {
+            probe.stream(fickle).ready();
+        }
+    }
+    assert!(sent[&fickle] <= sent[&steady], "{sent:?}");
+    assert!(sent[&fickle] * 10 >= sent[&steady], "{sent:?}");
+}
+
+#[test]
+fn however_many_come_and_go_nobody_starves() {
+    let mut probe = unlimited(LIBVIRT);
+    let bulk = bulk(&mut probe, 1)[0];
+    (0..100).for_each(|_| drop(ready(&mut probe, 2)));
+    let (mut blocked, mut of_bulk, mut all) = (VecDeque::new(), 0, 0);
+    for _ in 0..300_000 {
+        let grant = probe.session.poll_grant().unwrap();
+        let id = grant.id.number();
+        let len = if id == bulk { grant.max } else { grant.max.min(1000) };
+        probe.session.stream(grant.id).unwrap().send(len).unwrap();
+        all += len;
+        if id == bulk {
+            of_bulk += len;
+        } else {
+            probe.stream(id).blocked();
+            blocked.push_back(id);
+        }
+        // The one that has waited longest comes back.
+        if blocked.len() > 10 {
+            blocked.pop_front().into_iter().for_each(|id| probe.stream(id).ready());
+        }
+    }
+    let (share, turn) = (all / 101, LIBVIRT as usize);
+    assert!(of_bulk + 2 * turn >= share, "{of_bulk} of {all}, which is not a share and in turns");
 }
 
 #[test]

@@ -109,12 +109,12 @@ impl Receiving {
         }
     }
 
-    /// Whether a CREDIT is worth its packet now: a quarter of the window, however large at most 1 MiB, or all there will be.
+    /// Whether a CREDIT is worth its packet now: an eighth of the window, however large at most 1 MiB, or all there will be.
     pub(super) fn is_credit_due(&self) -> bool {
         if self.stopped || self.consumed == self.credited {
             return false;
         }
-        self.consumed - self.credited >= (self.window / 4).min(CREDIT_MAX) || self.finished == Some(self.consumed)
+        self.consumed - self.credited >= (self.window / 8).min(CREDIT_MAX) || self.finished == Some(self.consumed)
     }
 
     /// What the CREDIT that is sent now says.

@@ -1,6 +1,7 @@
-//! Whose turn it is to send: priority classes, and deficit round robin inside each (docs/protocol.md, §9).
+//! Whose turn it is to send: priority classes, and inside each fair queueing by bytes (docs/protocol.md, §9).
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use crate::wire::PRIORITY_MAX;
 
@@ -18,59 +19,89 @@ pub(super) struct Schedule {
     classes: [Class; CLASSES],
 }
 
+/// Next is who will have had least when its turn is over. Bytes count from where the class was when a stream came: one that comes back
+/// after a while has saved up nothing, but goes ahead of those that send more.
 #[derive(Debug, Default)]
 struct Class {
-    turns: VecDeque<u32>,
+    waiting: BinaryHeap<Reverse<Waiting>>,
+    /// Bytes had by the stream that sent last, at the begin of its turn. No stream that waits has had less.
+    had: u64,
+    /// Streams that came so far.
+    came: u64,
     /// Bytes that went out for others while this one waited, less what it has had for them. Once that is worth a turn it
     /// goes first.
     passed_over: u64,
 }
 
+/// In the order of their turns.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Waiting {
+    /// Bytes that it will have had then, if it sends as much as the last time.
+    will_have_had: u64,
+    /// Those that are equal go in the order of coming.
+    came: u64,
+    had: u64,
+    id: u32,
+}
+
+impl Class {
+    /// Gives what it counts as having had.
+    fn push(&mut self, id: u32, had: u64, last_turn: u32) -> u64 {
+        let had = had.max(self.had);
+        self.waiting.push(Reverse(Waiting { will_have_had: had + u64::from(last_turn), came: self.came, had, id }));
+        self.came += 1;
+        had
+    }
+}
+
 impl Schedule {
     /// The class and stream whose turn it is. The same again until something is changed.
     pub(super) fn front(&self) -> Option<(usize, u32)> {
-        let heads = || self.classes.iter().enumerate().filter_map(|(n, class)| Some((n, class, *class.turns.front()?)));
+        let heads = || self.classes.iter().enumerate().filter_map(|(n, class)| Some((n, class, class.waiting.peek()?)));
         let due = PATIENCE * u64::from(QUANTUM);
-        heads().find(|(_, class, _)| class.passed_over >= due).or_else(|| heads().next()).map(|(n, _, id)| (n, id))
+        let next = heads().find(|(_, class, _)| class.passed_over >= due).or_else(|| heads().next());
+        next.map(|(n, _, Reverse(waiting))| (n, waiting.id))
     }
 
-    pub(super) fn push(&mut self, priority: usize, id: u32) {
-        if let Some(class) = self.classes.get_mut(priority) {
-            class.turns.push_back(id);
-        }
+    /// Lets a stream that has had so many bytes, and so many in its last turn, stand in its class; gives what it counts as having had.
+    pub(super) fn push(&mut self, priority: usize, id: u32, had: u64, last_turn: u32) -> u64 {
+        self.classes.get_mut(priority).map_or(had, |class| class.push(id, had, last_turn))
     }
 
     /// Takes a stream out, wherever it stands.
     pub(super) fn remove(&mut self, priority: usize, id: u32) {
         if let Some(class) = self.classes.get_mut(priority) {
-            class.turns.retain(|waiting| *waiting != id);
+            class.waiting.retain(|Reverse(waiting)| waiting.id != id);
         }
     }
 
-    /// Ends the turn of the stream at the front of `class`, for good.
+    /// Takes out the stream at the front of `class`.
     pub(super) fn remove_front(&mut self, class: usize) {
         if let Some(class) = self.classes.get_mut(class) {
-            class.turns.pop_front();
+            class.waiting.pop();
         }
     }
 
-    /// Ends the turn of the stream at the front of `class`: the others go first.
-    pub(super) fn rotate(&mut self, class: usize) {
+    /// Ends the turn of the stream at the front of `class`, which has now had so many bytes.
+    pub(super) fn end_turn(&mut self, class: usize, had: u64) {
         if let Some(class) = self.classes.get_mut(class)
-            && !class.turns.is_empty()
+            && let Some(Reverse(Waiting { id, .. })) = class.waiting.pop()
         {
-            class.turns.rotate_left(1);
+            class.push(id, had, QUANTUM);
         }
     }
 
-    /// `bytes` went out for `class`: the others that wait were passed over.
+    /// `bytes` went out for the front of `class`: the other classes that wait were passed over.
     pub(super) fn charge(&mut self, class: usize, bytes: u32) {
         let bytes = u64::from(bytes);
         for (n, waiting) in self.classes.iter_mut().enumerate() {
-            waiting.passed_over = match waiting.turns.is_empty() {
-                true => 0,
-                false if n == class => waiting.passed_over.saturating_sub(PATIENCE * bytes),
-                false => waiting.passed_over + bytes,
+            waiting.passed_over = match waiting.waiting.peek() {
+                None => 0,
+                Some(Reverse(Waiting { had, .. })) if n == class => {
+                    waiting.had = *had;
+                    waiting.passed_over.saturating_sub(PATIENCE * bytes)
+                }
+                Some(_) => waiting.passed_over + bytes,
             };
         }
     }

@@ -41,6 +41,7 @@ pub struct Session {
     pub(super) tuned_window: u64,
     pub(super) owed: Owed,
     pub(super) schedule: Schedule,
+
     /// Of all data that we send.
     pub(super) limit: Option<TokenBucket>,
     /// Streams that wait for their own limit, and until when.
@@ -364,7 +365,7 @@ impl Session {
         }
         if stream.can_send() && !stream.in_schedule {
             stream.in_schedule = true;
-            self.schedule.push(usize::from(stream.priority), id);
+            stream.had = self.schedule.push(usize::from(stream.priority), id, stream.had, stream.last_turn);
         }
         if stream.is_over() {
             self.forget(id);

@@ -73,6 +73,10 @@ pub(super) struct Stream {
     pub(super) in_schedule: bool,
     /// Bytes left of its turn.
     pub(super) turn: u32,
+    /// Bytes that it sent in its last turn, none if it has had none.
+    pub(super) last_turn: u32,
+    /// Bytes that the schedule counts as had.
+    pub(super) had: u64,
     pub(super) limit: Option<Box<TokenBucket>>,
     /// Waits for its limit: as long as it is there, since at a rate of 0 it has no end.
     pub(super) throttled: bool,
@@ -113,6 +117,8 @@ impl Stream {
             ready: false,
             in_schedule: false,
             turn: 0,
+            last_turn: 0,
+            had: 0,
             limit: None,
             throttled: false,
             throttled_until: None,

@@ -117,7 +117,9 @@ impl Session {
                 return Some(Grant { id: StreamId(id), max: usize::try_from(max).unwrap_or(usize::MAX) });
             }
             stream.in_schedule = false;
-            stream.turn = 0;
+            if stream.turn > 0 {
+                stream.last_turn = QUANTUM - std::mem::take(&mut stream.turn);
+            }
             self.schedule.remove_front(class);
         }
     }
@@ -137,15 +139,19 @@ impl Session {
         let Some(stream) = self.streams.get_mut(&id.0) else { return };
         stream.sending.sent(len);
         stream.turn -= len;
+        stream.had += u64::from(len);
         for limit in [self.limit.as_mut(), stream.limit.as_deref_mut()].into_iter().flatten() {
             limit.take(u64::from(len));
         }
         stream.stats.packets_sent += 1;
         stream.stats.stalls += u64::from(stream.sending.credit() == 0);
-        let (class, turn_over) = (usize::from(stream.priority), stream.turn == 0);
+        let (class, had, turn_over) = (usize::from(stream.priority), stream.had, stream.turn == 0);
+        if turn_over {
+            stream.last_turn = QUANTUM;
+        }
         self.schedule.charge(class, len);
         if turn_over {
-            self.schedule.rotate(class);
+            self.schedule.end_turn(class, had);
         }
     }
 

@@ -49,6 +49,12 @@ pub(crate) struct Entry {
 }
 
 impl Ledger {
+    /// A first window, or what the link was found to need.
+    #[track_caller]
+    fn assert_window(&self, window: u64) {
+        assert!((self.window..=self.window_max).contains(&window), "a window of {window}");
+    }
+
     pub(crate) fn new(end: End, window: u64, window_max: u64) -> Self {
         Self {
             end,
@@ -111,17 +117,18 @@ impl Ledger {
                 assert!(*id > self.last_id && id % 2 == u32::from(connecting), "{packet:?} after {}", self.last_id);
                 assert!(self.said_close.is_none(), "{packet:?} behind CLOSE");
                 self.last_id = *id;
-                assert_eq!(open.window, self.window);
-                let told = (0, open.window);
-                let before = self.streams.insert(*id, Entry { mine: true, told, ..Entry::default() });
+                self.assert_window(open.window);
+                let (told, window) = ((0, open.window), open.window);
+                let before = self.streams.insert(*id, Entry { mine: true, told, window, ..Entry::default() });
                 assert!(before.is_none());
                 let stand =
                     self.streams.iter().filter(|(id, entry)| *id % 2 == u32::from(connecting) && entry.counts());
                 assert!(stand.count() <= self.peers.unwrap().max_streams as usize, "{packet:?} above the limit");
             }
             Packet::OpenReply(id, reply) => {
-                assert_eq!(reply.window, self.window);
+                self.assert_window(reply.window);
                 let entry = self.at(*id);
+                entry.window = reply.window;
                 assert!(!entry.mine && !entry.replied && !entry.reset_said && !entry.reset_heard, "{packet:?}");
                 (entry.replied, entry.stands, entry.told) = (true, true, (0, reply.window));
             }
@@ -157,7 +164,7 @@ impl Ledger {
                 assert!(!entry.stop_said, "CREDIT after STOP");
                 let all = entry.finish_heard == Some(*consumed);
                 assert!(
-                    *consumed >= entry.told.0 + window / 4 || (all && *consumed > entry.told.0),
+                    *consumed >= entry.told.0 + window / 8 || (all && *consumed > entry.told.0),
                     "{packet:?}: not due"
                 );
                 // It may have been widened, and is never narrowed.

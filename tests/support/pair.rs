@@ -544,9 +544,9 @@ impl Endpoint {
             granted <= self.config.memory_budget.bytes()
                 && granted >= living * self.config.window * u64::from(self.closed.is_none())
         );
-        // Windows grow within half of the budget.
+        // Beyond the first windows they grow within half of the budget.
         let streams = self.session.stream_count() as u64;
-        let grown = (self.config.memory_budget.bytes() / 2).max(streams * self.config.window);
+        let grown = self.config.memory_budget.bytes() / 2 + streams * self.config.window;
         assert!(granted <= grown.min(streams * self.config.window_max), "{granted}");
         let theirs = self.session.stream_count() - self.flows.values().filter(|flow| flow.ending.is_none()).count();
         assert!(theirs <= 256 + self.flows.len());
