@@ -11,6 +11,7 @@ mod plot;
 mod process;
 mod relays;
 mod report;
+mod targets;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

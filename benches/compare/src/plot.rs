@@ -18,22 +18,24 @@ type Drawn = Result<(), Box<dyn Error>>;
 /// By contender; virbistream's stands out.
 const COLOURS: [RGBColor; 7] = [
     RGBColor(200, 30, 45),
-    RGBColor(160, 190, 225),
-    RGBColor(70, 120, 180),
+    RGBColor(115, 160, 215),
+    RGBColor(40, 85, 150),
     RGBColor(110, 110, 110),
-    RGBColor(235, 160, 60),
+    RGBColor(215, 130, 30),
     RGBColor(120, 85, 160),
-    RGBColor(80, 165, 120),
+    RGBColor(60, 145, 100),
 ];
 
 /// Bars of all contenders, for each of the groups.
 struct Panel<'a> {
-    title: &'a str,
+    title: String,
     unit: &'a str,
-    groups: Vec<String>,
+    groups: &'a [String],
     /// By contender and group.
     bars: Vec<Vec<Bar>>,
     digits: usize,
+    /// What the number above a bar is; if it is the line's end, the bar's own stands in it.
+    above: fn(&Bar) -> f64,
     /// By contender.
     colours: Vec<RGBColor>,
 }
@@ -51,45 +53,23 @@ pub(crate) fn draw(path: &Path, plan: &Plan, contenders: &[Contender]) -> Drawn 
     draw_legend(&head, contenders)?;
     let areas = body.split_evenly((2, 2));
 
-    let spread = |of: fn(&Measured<Series>) -> &[Series]| -> Vec<Vec<Bar>> {
-        contenders.iter().map(|contender| of(&contender.measured).iter().map(Bar::spread).collect()).collect()
-    };
-    let colours: Vec<_> = contenders.iter().map(colour).collect();
-    let speed = Panel {
-        title: "Throughput (lines: least to most of the rounds)",
-        unit: "GiB/s",
-        groups: streams(plan).to_vec(),
-        bars: spread(|measured| &measured.speed),
-        digits: 2,
-        colours: colours.clone(),
-    };
-    let cost = Panel {
-        title: "CPU time of both ends (lines: least to most)",
-        unit: "CPU seconds per GiB",
-        groups: streams(plan).to_vec(),
-        bars: spread(|measured| &measured.cost),
-        digits: 2,
-        colours: colours.clone(),
-    };
-    let trips = Panel {
-        title: "Round trip of 4 KiB (bars: p50, lines: up to p99)",
-        unit: "us, logarithmic",
-        groups: ["idle", "beside bulk", "beside a stalled stream"].map(String::from).to_vec(),
-        bars: contenders.iter().map(|contender| Bar::trips(&contender.measured)).collect(),
-        digits: 0,
-        colours: colours.clone(),
-    };
-    let memory = Panel {
-        title: "Memory of both ends, Pss (lines: least to most)",
-        unit: "MiB",
-        groups: vec![format!("{} connections open", plan.open.0)],
-        bars: spread(|measured| &measured.memory),
-        digits: 1,
-        colours,
-    };
+    let (streams, open) = (streams(plan), [format!("{} connections open", plan.open.0)]);
+    let panel = |title, unit, groups, digits, of| Panel::of_rounds(title, unit, groups, digits, contenders, of);
+    let speed = panel("Throughput", "GiB/s", &streams[..], 2, |measured| &measured.speed);
+    let cost = panel("CPU time of both ends", "CPU seconds per GiB", &streams, 2, |measured| &measured.cost);
+    let memory = panel("Memory of both ends (Pss)", "MiB", &open, 1, |measured| &measured.memory);
     for (panel, area) in [(speed, &areas[0]), (cost, &areas[1]), (memory, &areas[3])] {
         panel.draw(area, 0.0, 0.0..panel.highest() * 1.1)?;
     }
+    let trips = Panel {
+        title: "Round trip of 4 KiB; bars: p50, lines: up to p99".into(),
+        unit: "us, logarithmic",
+        groups: &["idle", "beside bulk", "beside a stalled stream"].map(String::from),
+        bars: contenders.iter().map(|contender| Bar::trips(&contender.measured)).collect(),
+        colours: contenders.iter().map(colour).collect(),
+        digits: 0,
+        above: |bar| bar.line.1,
+    };
     let floor = 10.0;
     trips.draw(&areas[2], floor, (floor..trips.highest() * 2.0).log_scale())?;
     root.present()?;
@@ -122,7 +102,22 @@ impl Bar {
     }
 }
 
-impl Panel<'_> {
+impl<'a> Panel<'a> {
+    /// Bars as high as the medians, lines from the least to the most.
+    fn of_rounds(
+        title: &str,
+        unit: &'a str,
+        groups: &'a [String],
+        digits: usize,
+        contenders: &[Contender],
+        of: fn(&Measured<Series>) -> &[Series],
+    ) -> Self {
+        let bars = contenders.iter().map(|contender| of(&contender.measured).iter().map(Bar::spread).collect());
+        let colours = contenders.iter().map(colour).collect();
+        let title = format!("{title}; bars and numbers: medians, lines: least to most");
+        Self { title, unit, groups, bars: bars.collect(), colours, digits, above: |bar| bar.height }
+    }
+
     fn highest(&self) -> f64 {
         self.bars.iter().flatten().map(|bar| bar.height.max(bar.line.1)).fold(0.0, f64::max)
     }
@@ -134,7 +129,7 @@ impl Panel<'_> {
     {
         let groups = self.groups.len() as f64;
         let mut chart = ChartBuilder::on(area)
-            .caption(self.title, ("sans-serif", 20))
+            .caption(&self.title, ("sans-serif", 20))
             .margin(12)
             .x_label_area_size(32)
             .y_label_area_size(70)
@@ -151,16 +146,26 @@ impl Panel<'_> {
             .light_line_style(TRANSPARENT)
             .draw()?;
         let width = 0.86 / self.bars.len() as f64;
-        let label = ("sans-serif", 11).into_font().into_text_style(area).pos(Pos::new(HPos::Center, VPos::Bottom));
+        let label = |vertical, colour: &'static RGBColor| {
+            let style = ("sans-serif", 11).into_font().into_text_style(area);
+            style.color(colour).pos(Pos::new(HPos::Center, vertical))
+        };
         for (n, (bars, colour)) in self.bars.iter().zip(&self.colours).enumerate() {
             for (group, bar) in bars.iter().enumerate() {
                 let left = group as f64 - 0.43 + n as f64 * width;
                 let (middle, right) = (left + width / 2.0, left + width * 0.92);
                 let (from, to) = bar.line;
-                let value = format!("{:.*}", self.digits, bar.height);
+                let number = |value: f64| format!("{value:.*}", self.digits);
+                let above = (self.above)(bar);
                 chart.draw_series([Rectangle::new([(left, floor), (right, bar.height)], colour.filled())])?;
                 chart.draw_series([PathElement::new([(middle, from), (middle, to)], BLACK)])?;
-                chart.draw_series([Text::new(value, (middle, bar.height.max(to)), label.clone())])?;
+                let top = (middle, bar.height.max(to));
+                chart.draw_series([Text::new(number(above), top, label(VPos::Bottom, &BLACK))])?;
+                if above != bar.height {
+                    let inside = (middle, bar.height);
+                    let inner = Text::new(number(bar.height), (0, 3), label(VPos::Top, &WHITE));
+                    chart.draw_series([EmptyElement::at(inside) + inner])?;
+                }
             }
         }
         Ok(())
