@@ -16,6 +16,9 @@ pub(crate) const MIB: usize = 1 << 20;
 /// Bytes that one write or read of the load asks for.
 const CHUNK: usize = 256 * 1024;
 
+/// A connection whose writer has been held up for so long is full.
+const HELD_UP: Duration = Duration::from_millis(50);
+
 /// Bytes of one message whose round trip is measured.
 const MESSAGE: usize = 4096;
 
@@ -140,6 +143,57 @@ impl Way {
             joined(receiving.join())?;
             times
         })
+    }
+
+    /// The same beside a connection whose receiver reads nothing, and into which nothing more goes.
+    ///
+    /// # Errors
+    /// The system's, or `InvalidData`.
+    pub(crate) fn round_trips_beside_stalled(&self, how_long: Duration) -> io::Result<Vec<Duration>> {
+        let mut stalled = UnixStream::connect(&self.near)?;
+        let (_unread, _) = self.far.accept()?;
+        stalled.set_write_timeout(Some(HELD_UP))?;
+        loop {
+            match stalled.write(&self.noise[..CHUNK]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.round_trips(how_long)
+    }
+
+    /// What `look` gives while so many connections are open, all of which have just carried `bytes` each.
+    ///
+    /// # Errors
+    /// The system's, `InvalidData`, or those of `look`.
+    pub(crate) fn while_open<T>(
+        &self,
+        connections: usize,
+        bytes: usize,
+        look: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let sent = &self.noise[..bytes];
+        let open = || -> io::Result<_> { Ok((UnixStream::connect(&self.near)?, self.far.accept()?.0)) };
+        let mut pairs = (0..connections).map(|_| open()).collect::<io::Result<Vec<_>>>()?;
+        thread::scope(|scope| -> io::Result<()> {
+            let mut threads = Vec::new();
+            for (near, far) in &mut pairs {
+                threads.push(scope.spawn(|| near.write_all(sent)));
+                threads.push(scope.spawn(|| {
+                    let mut came = vec![0; bytes];
+                    far.read_exact(&mut came)?;
+                    if came == sent { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+                }));
+            }
+            threads.into_iter().try_for_each(|thread| joined(thread.join()))
+        })?;
+        let seen = look()?;
+        for (near, far) in &mut pairs {
+            near.shutdown(Shutdown::Write)?;
+            at_end(far)?;
+        }
+        Ok(seen)
     }
 
     fn send(&self, connection: usize, bytes: usize) -> io::Result<()> {
