@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 const CREDIT_MAX: u64 = 1 << 20;
 
 /// The rate of delivery is that over so long at the least: processes are stopped and go on in bursts.
-const LEAST_INTERVAL: Duration = Duration::from_millis(20);
+const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The direction that we send.
 #[derive(Debug, Default)]
@@ -51,6 +51,28 @@ impl Sending {
     }
 }
 
+/// How fast bytes are delivered.
+#[derive(Debug, Default)]
+pub(super) struct Delivery {
+    /// Since when it is measured, and how many bytes had been delivered then.
+    since: Option<(Instant, u64)>,
+}
+
+impl Delivery {
+    /// The window that it takes: twice of what is delivered in a round trip. Once a round trip it has an answer, and not so often that
+    /// a burst would pass for the rate.
+    pub(super) fn wanted_window(&mut self, now: Instant, delivered: u64, round_trip: Duration) -> Option<u64> {
+        let (since, before) = *self.since.get_or_insert((now, delivered));
+        let elapsed = now.saturating_duration_since(since);
+        if elapsed < round_trip.max(LEAST_INTERVAL) {
+            return None;
+        }
+        self.since = Some((now, delivered));
+        let wanted = 2 * u128::from(delivered - before) * round_trip.as_nanos() / elapsed.as_nanos();
+        u64::try_from(wanted).ok()
+    }
+}
+
 /// The direction that we receive.
 #[derive(Debug)]
 pub(super) struct Receiving {
@@ -61,8 +83,7 @@ pub(super) struct Receiving {
     consumed: u64,
     /// What `consumed` was in the last CREDIT.
     credited: u64,
-    /// Since when delivery is measured, and what `consumed` was then.
-    measured: Option<(Instant, u64)>,
+    delivery: Delivery,
     /// Where the peer finished.
     pub(super) finished: Option<u64>,
     /// We said STOP, and discard what comes.
@@ -71,7 +92,15 @@ pub(super) struct Receiving {
 
 impl Receiving {
     pub(super) fn new(window: u64) -> Self {
-        Self { window, offset: 0, consumed: 0, credited: 0, measured: None, finished: None, stopped: false }
+        Self {
+            window,
+            offset: 0,
+            consumed: 0,
+            credited: 0,
+            delivery: Delivery::default(),
+            finished: None,
+            stopped: false,
+        }
     }
 
     pub(super) fn window(&self) -> u64 {
@@ -123,18 +152,9 @@ impl Receiving {
         (self.consumed, self.limit())
     }
 
-    /// The window that would not hold the peer up, where this one does: twice of what was delivered in a round trip. To be asked when
-    /// CREDIT is due; once a round trip it has an answer, and not so often that a burst would pass for the rate.
+    /// The window that would not hold the peer up, where this one does. To be asked when CREDIT is due.
     pub(super) fn wanted_window(&mut self, now: Instant, round_trip: Duration) -> Option<u64> {
-        let (since, consumed) = *self.measured.get_or_insert((now, self.consumed));
-        let elapsed = now.saturating_duration_since(since);
-        if elapsed < round_trip.max(LEAST_INTERVAL) {
-            return None;
-        }
-        self.measured = Some((now, self.consumed));
-        let delivered = u128::from(self.consumed - consumed);
-        let wanted = 2 * delivered * round_trip.as_nanos() / elapsed.as_nanos();
-        u64::try_from(wanted).ok().filter(|wanted| *wanted > self.window)
+        self.delivery.wanted_window(now, self.consumed, round_trip).filter(|wanted| *wanted > self.window)
     }
 
     pub(super) fn widen(&mut self, bytes: u64) {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 pub(super) const HELLO: u32 = 0;
 
 /// How many PINGs tell well enough how far the peer is.
-const SAMPLES: u64 = 4;
+const SAMPLES: u64 = 8;
 
 /// Is the peer there, and how far away (docs/protocol.md, §10).
 #[derive(Debug)]

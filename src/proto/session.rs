@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::config::Config;
+use super::credit::Delivery;
 use super::error::{Misuse, OpenError, SessionError, StreamError};
 use super::event::Event;
 use super::liveness::Liveness;
@@ -37,8 +38,11 @@ pub struct Session {
     pub(super) refusals: u32,
     /// Windows of all streams.
     pub(super) reserved: Share,
-    /// The window that a stream was found to need at the most.
-    pub(super) tuned_window: u64,
+    /// Bytes that all streams together delivered.
+    pub(super) delivered: u64,
+    pub(super) delivery: Delivery,
+    /// The window that a stream takes which has the link to itself.
+    pub(super) link_window: u64,
     pub(super) owed: Owed,
     pub(super) schedule: Schedule,
 
@@ -111,7 +115,9 @@ impl Session {
             open_theirs: 0,
             refusals: 0,
             reserved: Share::new(config.memory_budget.clone()),
-            tuned_window: config.window,
+            delivered: 0,
+            delivery: Delivery::default(),
+            link_window: config.window,
             owed: Owed::default(),
             schedule: Schedule::default(),
             limit: None,
@@ -337,11 +343,12 @@ impl Session {
         }
     }
 
-    /// The first window of a stream: what the link was found to need, within a quarter of the memory that is left to grow into, since it
+    /// The first window of a stream: what the whole link takes, within a quarter of the memory that is left to grow into, since it
     /// may never be used.
     pub(super) fn reserve_window(&mut self) -> Option<u64> {
         let least = self.config.window;
-        let more = self.tuned_window.saturating_sub(least).min(self.reserved.left_to_grow() / 4);
+        let more =
+            self.link_window.min(self.config.window_max).saturating_sub(least).min(self.reserved.left_to_grow() / 4);
         self.reserved.take(least).then(|| least + self.reserved.take_some(more))
     }
 

@@ -297,7 +297,8 @@ impl StreamMut<'_> {
     /// # Errors
     /// [`Misuse::BeyondReceived`] when that is more than was received.
     pub fn consumed(self, bytes: u64) -> Result<(), Misuse> {
-        self.change(|stream| {
+        let Self { session, id } = self;
+        let counted = session.change(id, |stream| {
             // Behind STOP or a reset nothing is said of what was delivered.
             if stream.receiving.stopped || stream.has_failed() {
                 return Ok(());
@@ -309,7 +310,12 @@ impl StreamMut<'_> {
                 stream.owed |= owed::CREDIT;
             }
             Ok(())
-        })
+        });
+        let counted = counted.unwrap_or(Err(Misuse::State));
+        if counted.is_ok() {
+            session.delivered = session.delivered.saturating_add(bytes);
+        }
+        counted
     }
 
     /// Limits the data that we send on it to so many bytes a second; `None` lifts the limit.

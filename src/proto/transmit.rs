@@ -248,10 +248,13 @@ impl Session {
         let Some(stream) = self.streams.get_mut(&id).filter(wants) else { return };
         self.owed.ping |= self.liveness.wants_samples();
         let Some(round_trip) = self.liveness.least_round_trip() else { return };
+        if let Some(wanted) = self.delivery.wanted_window(now, self.delivered, round_trip) {
+            // It follows the link, and forgets slowly what the link could do.
+            self.link_window = wanted.max(self.link_window - self.link_window / 8);
+        }
         let Some(wanted) = stream.receiving.wanted_window(now, round_trip) else { return };
         let more = wanted.min(self.config.window_max).saturating_sub(stream.receiving.window());
         stream.receiving.widen(self.reserved.take_some(more));
-        self.tuned_window = self.tuned_window.max(stream.receiving.window());
     }
 
     fn put_close(&mut self, out: &mut Out<'_>) {
