@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 use virbistream::io::{Address, Permissions};
 use virbistream::proto::{Config, MemoryBudget};
-use virbistream::wire::DATA_MIN;
+use virbistream::wire::{DATA_MIN, PRIORITY_MAX};
 
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
@@ -60,7 +60,8 @@ impl Command {
                 Err("with --max-streams 0 no peer could open a stream".into())
             }
             Self::Serve(args) if args.libvirt.is_some() => args.check_libvirt().and_then(|()| args.session.check()),
-            Self::Serve(ServeArgs { session, .. }) | Self::Forward(ForwardArgs { session, .. }) => session.check(),
+            Self::Forward(args) => args.check_priorities().and_then(|()| args.session.check()),
+            Self::Serve(ServeArgs { session, .. }) => session.check(),
             Self::Conformance(args) => args.check(),
             Self::Demo(_) | Self::Probe(_) => Ok(()),
         }
@@ -97,6 +98,10 @@ pub(crate) struct ForwardArgs {
     /// A socket to listen on, and the peer's target that its connections go to
     #[arg(long, value_name = "NAME=PATH", required = true)]
     pub(crate) socket: Vec<Source>,
+    /// Who goes first: streams of a socket with 0 before those with 1, up to 3, in both directions; those that wait get a sixteenth. A
+    /// socket that is not named has 2
+    #[arg(long, value_name = "NAME=N")]
+    priority: Vec<Priority>,
     /// When the session is lost, keep listening and connect again
     #[arg(long)]
     pub(crate) reconnect: bool,
@@ -138,6 +143,21 @@ impl SocketArgs {
     }
 }
 
+impl ForwardArgs {
+    /// What streams to this name are asked for with.
+    pub(crate) fn priority(&self, name: &str) -> u32 {
+        self.priority.iter().find(|priority| priority.name == name).map_or(PRIORITY, |priority| priority.number)
+    }
+
+    fn check_priorities(&self) -> Result<(), String> {
+        let is_socket = |name: &str| self.socket.iter().any(|socket| socket.name == name);
+        match self.priority.iter().find(|priority| !is_socket(&priority.name)) {
+            Some(priority) => Err(format!("--priority {}: no --socket has this name", priority.name)),
+            None => Ok(()),
+        }
+    }
+}
+
 impl ServeArgs {
     pub(crate) fn threads(&self) -> NonZeroUsize {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
@@ -157,6 +177,9 @@ impl ServeArgs {
         }
     }
 }
+
+/// Behind streams that somebody calls urgent, and before those called idle.
+const PRIORITY: u32 = 2;
 
 const YEAR: u64 = 365 * 24 * 3600;
 
@@ -254,6 +277,24 @@ impl FromStr for Source {
         let path = path.strip_prefix("unix:").unwrap_or(path);
         let address = format!("unix:{path}").parse().map_err(|error| format!("{error}"))?;
         Ok(Self { name, address })
+    }
+}
+
+/// `NAME=N`
+#[derive(Clone, Debug)]
+struct Priority {
+    name: String,
+    number: u32,
+}
+
+impl FromStr for Priority {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, number) = named(text, "NAME=N")?;
+        let number = number.parse().ok().filter(|number| *number <= PRIORITY_MAX);
+        let number = number.ok_or_else(|| format!("a priority is a number from 0 to {PRIORITY_MAX}"))?;
+        Ok(Self { name, number })
     }
 }
 

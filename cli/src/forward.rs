@@ -13,9 +13,6 @@ use crate::running::{Error, News, Running, bind, say_ready};
 /// How long connecting to the peer may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What all streams are asked for with, behind streams that somebody calls urgent and before those called idle.
-const PRIORITY: u32 = 2;
-
 pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
     let running = Running::start(log::Level::Info, NonZeroUsize::MIN)?;
     running.handle().limit(args.session.bandwidth());
@@ -27,7 +24,8 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
         .iter()
         .zip(listeners)
         .map(|(source, listener)| {
-            let open = Open { target: source.name.clone(), priority: PRIORITY, ..Open::default() };
+            let priority = args.priority(&source.name);
+            let open = Open { target: source.name.clone(), priority, ..Open::default() };
             running.handle().forward(listener, open)
         })
         .collect();

@@ -7,6 +7,9 @@ use rustix::process::Signal;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 use support::bytes::{MIB, Noise};
 use support::echo::{Accepted, accept_on, assert_echoes, assert_ends, connect, echo_on};
@@ -397,4 +400,44 @@ fn bandwidth_limits_what_an_end_sends_and_not_what_it_receives() {
     drop(stream);
     forward.end_well(&[&near]);
     serve.end_well(&[]);
+}
+
+#[test]
+fn what_has_priority_goes_first_and_leaves_a_sixteenth() {
+    let scratch = Scratch::new();
+    let [disk, memory] = ["disk", "memory"].map(|name| accept_on(&scratch.join(&format!("far.{name}"))));
+    let far = ["disk", "memory"].map(|name| (name, scratch.join(&format!("far.{name}"))));
+    let near = ["disk", "memory"].map(|name| (name, scratch.join(&format!("near.{name}"))));
+    let serve = serve(ANY_PORT, far.each_ref().map(|(name, path)| (*name, &**path))).start();
+    let forward = forward(&serve.ready(), near.each_ref().map(|(name, path)| (*name, &**path)))
+        .args(["--bandwidth", "16MiB", "--priority", "memory=1"])
+        .start();
+    forward.ready();
+    let bytes = Noise::new(9).bytes(64 * MIB as usize);
+    let [to_disk, to_memory] = near.each_ref().map(|(_, path)| connect(path));
+    let [from_disk, mut from_memory] = [&disk, &memory].map(|target| target.next());
+    let sending = [send(&to_disk, &bytes), send(&to_memory, &bytes)];
+    let disk_read = Arc::new(AtomicUsize::new(0));
+    let counting = thread::spawn({
+        let disk_read = Arc::clone(&disk_read);
+        move || {
+            let mut chunk = vec![0; 65_536];
+            while let Ok(len @ 1..) = (&from_disk).read(&mut chunk) {
+                disk_read.fetch_add(len, Ordering::Relaxed);
+            }
+        }
+    });
+    // Both are under way.
+    from_memory.read_exact(&mut vec![0; MIB as usize]).expect("bytes of memory");
+    wait_for("bytes of the disk", PATIENCE, || (disk_read.load(Ordering::Relaxed) > 0).then_some(()));
+    let before = disk_read.load(Ordering::Relaxed);
+    from_memory.read_exact(&mut vec![0; 24 * MIB as usize]).expect("bytes of memory");
+    let meanwhile = disk_read.load(Ordering::Relaxed) - before;
+    let sixteenth = 24 * MIB as usize / 15;
+    assert!((sixteenth / 2..sixteenth * 2).contains(&meanwhile), "{meanwhile} bytes of the disk");
+    forward.signal(Signal::KILL);
+    serve.signal(Signal::KILL);
+    drop((to_disk, to_memory, from_memory));
+    sending.into_iter().for_each(|sending| drop(sending.join().expect("no panic")));
+    counting.join().expect("no panic");
 }
