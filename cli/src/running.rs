@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
@@ -55,6 +56,7 @@ pub(crate) struct Running {
 impl Running {
     /// `session_failed`: how loud it is when a session fails; a command that ends with it says so itself.
     pub(crate) fn start(session_failed: log::Level) -> Result<Self, Error> {
+        allow_descriptors();
         let (sender, news) = mpsc::channel();
         let reports = sender.clone();
         let dispatcher = Dispatcher::new(move |report| {
@@ -126,6 +128,15 @@ fn spawn_loop(news: Sender<News>, run: impl FnOnce() -> io::Result<()> + Send + 
         let ended = catch_unwind(AssertUnwindSafe(run)).map_err(|_| Error::Panicked);
         let _ = news.send(News::Ended(ended.and_then(|ended| ended.map_err(Error::System))));
     });
+}
+
+/// Each stream is a socket here, and the soft limit that most systems start a process with, 1,024, is for programs that use
+/// select. What the administrator allows at the most is the hard one.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        log::warn!("the limit of descriptors cannot be raised: {error}");
+    }
 }
 
 pub(crate) fn bind(address: &Address, permissions: Permissions) -> Result<Listener, Error> {
