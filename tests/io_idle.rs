@@ -64,6 +64,5 @@ fn an_idle_stream_costs_at_most_a_kib_at_each_end() {
     allow_descriptors();
     let (few, many) = (held(100), held(1100));
     let each = [0, 1].map(|end| (many[end] - few[end]) / 1000);
-    println!("{each:?} bytes for each idle stream, near and far; {few:?} with 100");
     assert!(each.iter().all(|bytes| (1..=1024).contains(bytes)), "{each:?} bytes for each idle stream, near and far");
 }
