@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
@@ -59,6 +60,7 @@ impl Running {
     /// `session_failed`: how loud it is when a session fails; a command that ends with it says so itself. Sessions are shared by so
     /// many threads.
     pub(crate) fn start(session_failed: log::Level, threads: NonZeroUsize) -> Result<Self, Error> {
+        allow_descriptors();
         let (sender, news) = mpsc::channel();
         let reports = sender.clone();
         let dispatchers = Dispatcher::several(threads, move |report| {
@@ -138,6 +140,15 @@ fn spawn_loops(news: &Sender<News>, loops: Vec<impl FnOnce() -> io::Result<()> +
                 let _ = news.send(News::Ended(ended));
             }
         });
+    }
+}
+
+/// Each stream is a socket here, and the soft limit that most systems start a process with, 1,024, is for programs that use
+/// select. What the administrator allows at the most is the hard one.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        log::warn!("the limit of descriptors cannot be raised: {error}");
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::bytes::{MIB, Noise};
-use support::echo::{Accepted, accept_on, assert_echoes, assert_ends, connect, echo_on};
+use support::echo::{Accepted, accept_on, assert_echoes, assert_ends, assert_reads, connect, echo_on};
 use support::tool::{ANY_PORT, Ends, forward, links_accepted, serve};
 use support::{PATIENCE, Scratch, wait_for};
 
@@ -60,14 +60,6 @@ fn send(stream: &UnixStream, bytes: &[u8]) -> std::thread::JoinHandle<std::io::R
         stream.write_all(&bytes)?;
         stream.shutdown(Shutdown::Write)
     })
-}
-
-/// Reads to the end, and fails the test unless it is what was sent.
-#[track_caller]
-fn assert_reads(mut stream: &UnixStream, sent: &[u8]) {
-    let mut read = Vec::new();
-    stream.read_to_end(&mut read).expect("a stream that ends");
-    assert!(read == sent, "{} bytes were read, {} sent, and they differ", read.len(), sent.len());
 }
 
 #[test]

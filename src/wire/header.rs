@@ -35,6 +35,7 @@ impl Header {
     /// The bytes before a payload of `payload_len` bytes: the length word and the header.
     ///
     /// A payload over [`PACKET_MAX`] − [`PACKET_MIN`] makes a packet that no peer accepts; it is not judged here.
+    #[inline]
     pub fn encode(&self, payload_len: u32) -> [u8; HEADER_LEN] {
         let words = [
             PACKET_MIN.saturating_add(payload_len),
@@ -51,6 +52,7 @@ impl Header {
     }
 
     /// The length word, in bytes and itself included, and the header behind it. Neither is judged.
+    #[inline]
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> (u32, Self) {
         let mut words = [0; HEADER_LEN / 4];
         BigEndian::read_u32_into(bytes, &mut words);

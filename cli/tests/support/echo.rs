@@ -85,3 +85,11 @@ pub(crate) fn assert_ends(mut stream: &UnixStream) {
         other => panic!("not the end of the connection, but {other:?}"),
     }
 }
+
+/// Reads to the end, and fails the test unless it is what was sent.
+#[track_caller]
+pub(crate) fn assert_reads(mut stream: &UnixStream, sent: &[u8]) {
+    let mut read = Vec::new();
+    stream.read_to_end(&mut read).expect("a stream that ends");
+    assert!(read == sent, "{} bytes were read, {} sent, and they differ", read.len(), sent.len());
+}

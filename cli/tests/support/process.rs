@@ -51,6 +51,12 @@ impl Run {
         self
     }
 
+    /// Has `by`, which takes a command line of its own, start it.
+    pub(crate) fn under(mut self, by: Self) -> Self {
+        self.arguments.splice(..0, by.arguments);
+        self
+    }
+
     /// Runs it in the network namespace of the process `anchor`.
     pub(crate) fn in_namespace_of(mut self, anchor: Option<Pid>) -> Self {
         self.namespace = anchor;

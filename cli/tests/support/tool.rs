@@ -98,15 +98,21 @@ impl Ends {
 
     #[track_caller]
     pub(crate) fn start_on(listen: &str, scratch: &Scratch, names: &[&str]) -> Self {
+        Self::start_with(listen, scratch, names, &[])
+    }
+
+    /// Both with these options.
+    #[track_caller]
+    pub(crate) fn start_with(listen: &str, scratch: &Scratch, names: &[&str], options: &[&str]) -> Self {
         let paths =
             |end: &str| -> Vec<PathBuf> { names.iter().map(|name| scratch.join(&format!("{end}.{name}"))).collect() };
         let (near, far) = (paths("near"), paths("far"));
         let named = |paths| names.iter().copied().zip(paths);
-        let serve = serve(listen, named(far.iter().map(PathBuf::as_path).collect::<Vec<_>>())).start();
+        let serve = serve(listen, named(far.iter().map(PathBuf::as_path).collect::<Vec<_>>())).args(options).start();
         // It says what it chose, and nothing where there was nothing to choose.
         let chosen = serve.ready();
         let peer = if chosen.is_empty() { listen.to_owned() } else { chosen };
-        let forward = forward(&peer, named(near.iter().map(PathBuf::as_path).collect())).start();
+        let forward = forward(&peer, named(near.iter().map(PathBuf::as_path).collect())).args(options).start();
         forward.ready();
         Self { serve, forward, peer, near }
     }
