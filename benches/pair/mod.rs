@@ -20,13 +20,18 @@ pub(crate) struct Pair {
     pub(crate) link: Vec<u8>,
 }
 
+/// Windows that a round of small packets fits into.
+fn config() -> Config {
+    Config { window: 1 << 20, ..Config::default() }
+}
+
 impl Pair {
     pub(crate) fn new(streams: usize) -> Self {
         let now = Instant::now();
         let mut pair = Self {
             now,
-            near: Session::connect(Config::default(), now),
-            far: Session::accept(Config::default(), now),
+            near: Session::connect(config(), now),
+            far: Session::accept(config(), now),
             streams: Vec::new(),
             link: vec![0; BUFFER],
         };
