@@ -8,18 +8,36 @@ mod link;
 mod probe;
 mod running;
 mod serve;
+mod stderr;
 mod uri;
 
 use std::io::Write;
 use std::process::ExitCode;
 
+use env_logger::Target;
+
 use args::{Cli, Command};
+use stderr::Stderr;
 
 fn main() -> ExitCode {
     let cli = Cli::of_this_process();
+    let stderr = match Stderr::new() {
+        Ok(stderr) => stderr,
+        Err(error) => {
+            eprintln!("virbistream: no thread can be had: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = run(&cli, &stderr);
+    stderr.finish();
+    code
+}
+
+fn run(cli: &Cli, stderr: &Stderr) -> ExitCode {
     let level = if cli.verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn };
     env_logger::Builder::new()
         .filter_level(level)
+        .target(Target::Pipe(Box::new(stderr.clone())))
         .format(|out, record| writeln!(out, "virbistream: {}", record.args()))
         .init();
     let done = |()| ExitCode::SUCCESS;
@@ -33,7 +51,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(sentence) => {
-            let _ = writeln!(std::io::stderr(), "virbistream: {sentence}");
+            stderr.say(format!("virbistream: {sentence}\n").into());
             ExitCode::FAILURE
         }
     }

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
@@ -24,6 +25,9 @@ use crate::wire::Open;
 
 /// Connections taken from one listener before others have their turn.
 const ACCEPTS: usize = 64;
+
+/// Looks before a sleep: some 10 us of them.
+const LOOKS: usize = 16;
 
 /// How long until a listener that failed, for want of descriptors say, is tried again.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -197,7 +201,7 @@ impl Dispatcher {
     pub fn turn(&mut self, events: &mut Events, max_wait: Option<Duration>) -> io::Result<()> {
         let due = self.next_turn().map(|due| due.saturating_duration_since(Instant::now()));
         let wait = due.into_iter().chain(max_wait).min();
-        match self.common.poll.poll(events, wait) {
+        match self.wait(events, wait) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             result => result?,
         }
@@ -233,6 +237,21 @@ impl Dispatcher {
         // Last: a session that stands since this turn takes the connections that waited for it.
         self.accept(now);
         Ok(())
+    }
+
+    /// Looks again a few times before it sleeps, if something happened just now: who was heard of often has more to say, and on a
+    /// virtual machine going to sleep and being woken takes longer than an answer does.
+    fn wait(&mut self, events: &mut Events, wait: Option<Duration>) -> io::Result<()> {
+        if !events.is_empty() && wait != Some(Duration::ZERO) {
+            for _ in 0..LOOKS {
+                self.common.poll.poll(events, Some(Duration::ZERO))?;
+                if !events.is_empty() {
+                    return Ok(());
+                }
+                thread::yield_now();
+            }
+        }
+        self.common.poll.poll(events, wait)
     }
 
     /// When `turn` wants to be called if its descriptor does not become readable before.
