@@ -2,13 +2,15 @@
 
 mod support;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use support::bytes::{MIB, Noise};
-use support::echo::{Accepted, accept_on, assert_echoes, connect, echo_on};
-use support::process::Process;
-use support::tool::{ANY_PORT, Ends, links_accepted};
+use support::echo::{Accepted, accept_on, assert_echoes, assert_ends, connect, echo_on};
+use support::process::{Process, Run};
+use support::tool::{ANY_PORT, Ends, forward, links_accepted, serve};
 use support::{PATIENCE, Scratch, alone, wait_for};
 
 /// What the peer may be ahead with at the least, on each stream.
@@ -184,4 +186,26 @@ fn time_to_move((mut writer, mut reader): (UnixStream, UnixStream)) -> Duration 
     sender.join().expect("the sender");
     assert_eq!(reader.read(&mut block).expect("its end"), 0);
     time
+}
+
+#[test]
+fn a_stderr_that_nobody_reads_holds_nobody_up() {
+    let scratch = Scratch::new();
+    let fifo = scratch.join("stderr");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).expect("a FIFO");
+    // Open for reading too, so that opening it for writing does not wait; but nothing is read.
+    let _unread = OpenOptions::new().read(true).write(true).open(&fifo).expect("the FIFO");
+    let to_fifo = Run::new("sh", "dash").args(["-c", r#"exec "$@" 2>"$0""#]).arg(&fifo);
+    let [near, far, gone, nothing] = ["near", "far", "gone", "nothing"].map(|name| scratch.join(name));
+    echo_on(&far);
+    let serve = serve(ANY_PORT, [("echo", &*far), ("gone", &*nothing)]).under(to_fifo).start();
+    let forward = forward(&serve.ready(), [("echo", &*near), ("gone", &*gone)]).start();
+    forward.ready();
+    // A pipe holds 64 KiB, which is some 500 of the lines that each of them makes.
+    for _ in 0..2000 {
+        assert_ends(&connect(&gone));
+    }
+    assert_echoes(&connect(&near), b"whole");
+    forward.end_well(&[&near, &gone]);
+    serve.end_well(&[]);
 }
