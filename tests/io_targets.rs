@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use io_support::*;
-use virbistream::io::{Decision, Request, SessionOptions, Targets, UnixTargets};
+use virbistream::io::{Decision, Identity, Request, SessionOptions, Targets, UnixTargets};
 use virbistream::proto::{OpenError, StreamError};
 use virbistream::wire::{Extension, Open, PacketType, Procedure, RemoteError, Status, codes, kind};
 
@@ -258,15 +258,17 @@ fn targets_are_told_who_asks_and_what() {
     let (ask, asked) = mpsc::channel();
     let tunnel = Tunnel::with(move |options, _| {
         options.targets = Arc::new(Offer(move |request: &Request<'_>| {
-            let _ = ask.send((request.peer.to_owned(), request.kind, request.priority, request.extensions.to_vec()));
+            let who = (request.peer.to_owned(), request.identity.clone());
+            let _ = ask.send((who, request.kind, request.priority, request.extensions.to_vec()));
             Decision::Refuse(RemoteError::new(codes::ACCESS_DENIED, 0, "nothing is offered"))
         }));
     });
     let extensions = vec![Extension { kind: 77, needed: false, value: vec![1, 2, 3] }];
     let open = Open { target: "it".into(), kind: kind::MEMORY, priority: 1, extensions, ..Open::default() };
     tunnel.near.handle.open(tunnel.near_key, open.clone(), Custom::new().0.boxed());
-    let (peer, kind, priority, extensions) = asked.recv_timeout(PATIENCE).unwrap();
+    let ((peer, identity), kind, priority, extensions) = asked.recv_timeout(PATIENCE).unwrap();
     assert!(peer.starts_with("tcp://127.0.0.1:"), "{peer}");
+    assert_eq!(identity, Identity::Unknown);
     assert_eq!((kind, priority, extensions), (open.kind, open.priority, open.extensions));
 }
 

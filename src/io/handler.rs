@@ -7,6 +7,7 @@ use mio::event::Event;
 use mio::{Registry, Token};
 
 use super::handle::{Command, Handle, SessionKey};
+use super::identity::Identity;
 use super::tokens::Place;
 use crate::proto::StreamError;
 use crate::wire::{Extension, RemoteError};
@@ -134,6 +135,8 @@ pub struct Request<'a> {
     pub session: SessionKey,
     /// Where the session's link comes from, as [`Socket::peer`](super::Socket::peer) says it.
     pub peer: &'a str,
+    /// Who is at the link's other end, as far as its transport proves it.
+    pub identity: &'a Identity,
     /// The name of the target: 1..255 bytes without control characters, otherwise the peer's choice.
     pub target: &'a str,
     /// What it carries, a `wire::kind`: a hint.

@@ -8,11 +8,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
 
+use super::identity::Identity;
 use super::pool::{Buffer, Pool};
 use super::socket::Socket;
 
 pub(super) struct Link {
     socket: Socket,
+    identity: Identity,
     pub(super) token: Token,
     can_read: bool,
     can_write: bool,
@@ -34,7 +36,17 @@ pub(super) enum Received {
 impl Link {
     pub(super) fn new(mut socket: Socket, registry: &Registry, token: Token) -> io::Result<Self> {
         socket.register(registry, token, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self { socket, token, can_read: true, can_write: true, out: None, descriptor: None, descriptors: None })
+        let identity = socket.identity();
+        Ok(Self {
+            socket,
+            identity,
+            token,
+            can_read: true,
+            can_write: true,
+            out: None,
+            descriptor: None,
+            descriptors: None,
+        })
     }
 
     pub(super) fn on_event(&mut self, readable: bool, writable: bool) {
@@ -44,6 +56,10 @@ impl Link {
 
     pub(super) fn peer(&self) -> &str {
         self.socket.peer()
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Whether reading was stopped before the socket was drained: no event will tell again.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -20,6 +21,7 @@ use rustix::net::{
 use socket2::SockRef;
 
 use super::address::Address;
+use super::identity::Identity;
 
 /// Bytes that may wait unsent in the kernel before a TCP link stops being writable: what is sent next is decided late,
 /// so that an urgent packet does not stand behind megabytes.
@@ -118,6 +120,15 @@ impl Socket {
     /// Who is at the other end, for people to read.
     pub fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// Who is at the other end, as far as it can be proven.
+    pub fn identity(&self) -> Identity {
+        let Kind::Unix(stream) = &self.kind else { return Identity::Unknown };
+        match socket_peercred(stream) {
+            Ok(peer) => Identity::Local { uid: peer.uid.as_raw(), gid: peer.gid.as_raw() },
+            Err(_) => Identity::Unknown,
+        }
     }
 
     pub(super) fn is_unix(&self) -> bool {

@@ -127,6 +127,7 @@ impl Peer {
         let asked = Request {
             session: self.key,
             peer: self.link.peer(),
+            identity: self.link.identity(),
             target: &request.target,
             kind: request.kind,
             priority: request.priority,
