@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::access::Access;
 use super::call::{Answer, OnAnswer, Procedures};
 use super::channel::Opened;
 use super::handler::{Handler, NoTargets, Targets};
@@ -40,8 +41,11 @@ pub struct ListenerKey(pub(super) u64);
 pub struct SessionOptions {
     /// Its limits and times.
     pub config: Config,
-    /// What the peer may open.
+    /// What the peer may open. Where `access` is given and we are the accepting side, its word counts instead.
     pub targets: Arc<dyn Targets>,
+    /// Who may have a session with us as the accepting side, and what in it. `None`: everybody who reaches us may have all `targets` and
+    /// the `daemon`.
+    pub access: Option<Arc<dyn Access>>,
     /// What a client of libvirt's RPC can call here, where we are the accepting side. A daemon whose clients need not know
     /// BiStream sets `config.hello_timeout` to `None`.
     pub programs: Arc<Procedures>,
@@ -59,6 +63,7 @@ impl Default for SessionOptions {
         Self {
             config: Config::default(),
             targets: Arc::new(NoTargets),
+            access: None,
             programs: Arc::default(),
             daemon: None,
             keep_legacy: false,

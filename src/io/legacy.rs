@@ -34,6 +34,8 @@ pub(super) struct Legacy {
     pub(super) is_called: bool,
     /// What is under way ends, and no more calls are taken.
     pub(super) is_closing: bool,
+    /// Why the client may not reach the daemon behind us: the answer to all its calls.
+    pub(super) denied: Option<RemoteError>,
 }
 
 /// A call of ours.
@@ -101,6 +103,7 @@ impl Legacy {
             full_since: None,
             is_called: false,
             is_closing: false,
+            denied: None,
         }
     }
 
@@ -314,6 +317,9 @@ impl Legacy {
     fn on_call(&mut self, cx: &mut Context<'_>, peer: &str, call: IncomingCall) {
         let Rpc::Daemon(server) = &mut self.rpc else { return };
         self.is_called = true;
+        if let Some(denied) = &self.denied {
+            return server.answer(call.id, Err(denied));
+        }
         if self.is_closing {
             let error =
                 RemoteError::new(codes::OPERATION_INVALID, domains::RPC, "the connection is about to be closed");

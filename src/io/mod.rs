@@ -1,5 +1,6 @@
 //! Sockets, and the loop that drives sessions over them.
 
+mod access;
 mod address;
 mod backlog;
 mod call;
@@ -19,6 +20,7 @@ mod report;
 mod socket;
 mod tokens;
 
+pub use access::{Access, Admission, Caller, Permit};
 pub use address::{Address, AddressError, UNIX_PATH_MAX};
 pub use call::{Call, OnAnswer, Procedure, Procedures};
 pub use dispatcher::Dispatcher;

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::memory::MemoryBudget;
-use crate::wire::{DATA_MAX, DATA_MIN, ProgramId};
+use crate::wire::{DATA_MAX, DATA_MIN, EXTENSION_LEN, EXTENSIONS_MAX, Extension, ProgramId};
 
 /// What one side of a session asks, grants and waits for.
 ///
@@ -26,6 +26,11 @@ pub struct Config {
     /// Bytes that all windows together may add up to, of this session and of those whose configuration is a clone of this one. A stream
     /// whose first window would not fit is refused, ours and the peer's alike.
     pub memory_budget: MemoryBudget,
+    /// Every HELLO that we could take is judged by our owner: [`Event::Hello`](super::Event::Hello) is answered by
+    /// [`Session::admit`](super::Session::admit) or [`deny`](super::Session::deny), within `hello_timeout`.
+    pub judge_hello: bool,
+    /// What our HELLO says besides, a ticket say: at most 16, of at most 1,024 bytes each; what is beyond is left out.
+    pub hello_extensions: Vec<Extension>,
     /// How long HELLO, or on the connecting side its reply, may take; `None` waits for ever.
     pub hello_timeout: Option<Duration>,
     /// How long our own OPEN may stay without a reply.
@@ -51,6 +56,8 @@ impl Config {
         for time in [&mut self.open_timeout, &mut self.ping_interval, &mut self.silence_limit] {
             *time = LONGEST.min(*time);
         }
+        self.hello_extensions.retain(|extension| extension.value.len() <= EXTENSION_LEN);
+        self.hello_extensions.truncate(EXTENSIONS_MAX);
         self.ping_interval = self.ping_interval.max(SHORTEST_PING);
         self
     }
@@ -65,6 +72,8 @@ impl Default for Config {
             window: 256 << 10,
             window_max: 256 << 20,
             memory_budget: MemoryBudget::new(2 << 30),
+            judge_hello: false,
+            hello_extensions: Vec::new(),
             hello_timeout: Some(Duration::from_secs(10)),
             open_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(5),

@@ -79,6 +79,8 @@ impl Side {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum State {
     AwaitingHello,
+    /// It has come, under this serial, and our owner judges it.
+    Judging(u32, Limits),
     HelloSent,
     Legacy,
     Established,
@@ -146,7 +148,7 @@ impl Session {
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Closed(_) | State::Legacy => None,
-            State::AwaitingHello | State::HelloSent => self.hello_deadline,
+            State::AwaitingHello | State::Judging(..) | State::HelloSent => self.hello_deadline,
             State::Established | State::Draining => {
                 let opening = self.opening.front().map(|(deadline, _)| *deadline);
                 let throttled = self.throttled.first().map(|(until, _)| *until);
@@ -161,7 +163,7 @@ impl Session {
         self.now = self.now.max(now);
         match self.state {
             State::Closed(_) | State::Legacy => {}
-            State::AwaitingHello | State::HelloSent => {
+            State::AwaitingHello | State::Judging(..) | State::HelloSent => {
                 if self.hello_deadline.is_some_and(|deadline| deadline <= now) {
                     self.end(Err(SessionError::HelloTimeout(self.config.hello_timeout.unwrap_or_default())), None);
                 }
@@ -271,7 +273,7 @@ impl Session {
                 self.end_if_drained();
             }
             State::Draining | State::Closed(_) => {}
-            State::AwaitingHello | State::HelloSent | State::Legacy => self.end(Ok(()), None),
+            State::AwaitingHello | State::Judging(..) | State::HelloSent | State::Legacy => self.end(Ok(()), None),
         }
     }
 

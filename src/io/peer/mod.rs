@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use mio::Registry;
 use parking_lot::Mutex;
 
+use super::access::{Caller, Permit};
 use super::call::Answer;
 use super::channel::Channel;
 use super::front::{Following, Front};
@@ -20,9 +21,9 @@ use super::link::Link;
 use super::pool::Pool;
 use super::report::Report;
 use super::tokens::Tokens;
-use crate::proto::{Event, LONGEST, Session, SessionError, Side, StreamId, TokenBucket};
+use crate::proto::{Config, Event, LONGEST, Session, SessionError, Side, StreamId, TokenBucket};
 use crate::rpc::{IncomingId, LegacyId, ProcedureId};
-use crate::wire::{Decoder, Open, PACKET_MAX};
+use crate::wire::{Decoder, Extension, Open, PACKET_MAX};
 
 /// Bytes read from a link, or written to it, before others have their turn.
 const TURN: usize = 1 << 20;
@@ -83,6 +84,10 @@ pub(super) struct Peer {
     close_due: bool,
     /// The session ended with a cause: CLOSE is the last packet.
     failed: bool,
+    /// Whether the peer may go to the daemon behind us was asked.
+    daemon_judged: bool,
+    /// Held as long as the peer is in: for its session, and for the daemon.
+    permits: [Permit; 2],
 }
 
 /// A target that was not ready.
@@ -114,9 +119,10 @@ impl Peer {
         if options.daemon.is_some() {
             link.keep_descriptors();
         }
+        let config = Config { judge_hello: options.access.is_some(), ..options.config.clone() };
         let session = match side {
-            Side::Connecting => Session::connect(options.config.clone(), now),
-            Side::Accepting => Session::accept(options.config.clone(), now),
+            Side::Connecting => Session::connect(config, now),
+            Side::Accepting => Session::accept(config, now),
         };
         Self {
             key,
@@ -137,6 +143,8 @@ impl Peer {
             limited_until: None,
             close_due: false,
             failed: false,
+            daemon_judged: false,
+            permits: [None, None],
         }
     }
 
@@ -283,6 +291,7 @@ impl Peer {
     fn on_events(&mut self, cx: &mut Context<'_>) {
         while let Some(event) = self.session.poll_event() {
             match event {
+                Event::Hello { extensions } => self.judge_hello(cx.now, &extensions),
                 Event::Established { version, limits, .. } => {
                     self.stood = true;
                     (cx.report)(Report::Established { session: self.key, version, limits });
@@ -319,6 +328,25 @@ impl Peer {
                 }
             }
         }
+    }
+
+    fn judge_hello(&mut self, now: Instant, extensions: &[Extension]) {
+        let Some(access) = &self.options.access else { return };
+        match access.admit(&self.caller(extensions)) {
+            Ok(admission) => {
+                self.options.targets = admission.targets;
+                self.permits[0] = admission.permit;
+                if admission.bandwidth.is_some() {
+                    self.session.set_limit(now, admission.bandwidth);
+                }
+                self.session.admit(admission.max_streams);
+            }
+            Err(error) => self.session.deny(error),
+        }
+    }
+
+    fn caller<'a>(&'a self, extensions: &'a [Extension]) -> Caller<'a> {
+        Caller { session: self.key, peer: self.link.peer(), identity: self.link.identity(), extensions }
     }
 
     /// A client of libvirt's RPC that never says HELLO goes when it has had its answers, as it always did.

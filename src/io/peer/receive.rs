@@ -178,7 +178,20 @@ impl Peer {
         if let Piece::Header { header, .. } = piece {
             self.ours = self.session.owns(header);
         }
-        !self.ours && self.options.daemon.is_some()
+        !self.ours && self.options.daemon.is_some() && self.may_reach_daemon()
+    }
+
+    /// Asked once, before anything goes there. Who may not has all its calls answered with the reason.
+    fn may_reach_daemon(&mut self) -> bool {
+        if !std::mem::replace(&mut self.daemon_judged, true)
+            && let Some(access) = &self.options.access
+        {
+            match access.admit_to_daemon(&self.caller(&[])) {
+                Ok(permit) => self.permits[1] = permit,
+                Err(error) => self.legacy.denied = Some(error),
+            }
+        }
+        self.legacy.denied.is_none()
     }
 
     /// Bytes of the client's for the daemon behind us.
