@@ -76,8 +76,7 @@ fn a_judge_knows_the_user_at_a_unix_socket_and_what_hello_says() {
     });
     let (mut near, far) = (Node::start(), Node::start());
     let said = vec![Extension { kind: EXT_TICKET, needed: true, value: vec![1; 32] }];
-    let key =
-        attach(&near.handle, &far, options, Config { hello_extensions: said.clone(), ..Config::default() });
+    let key = attach(&near.handle, &far, options, Config { hello_extensions: said.clone(), ..Config::default() });
     near.established(key);
     let (peer, identity, extensions) = asked.recv_timeout(PATIENCE).unwrap();
     let uid = rustix::process::getuid().as_raw();
@@ -185,8 +184,7 @@ fn who_may_reach_the_daemon_is_asked_for_once_and_has_a_permit_until_its_link_en
         Ok(Admission { permit: Some(Box::new(Tell(gone.clone()))), ..admission() })
     });
     let access = Judged { hello: Box::new(|_| Err(denied("no HELLO"))), to_daemon };
-    let options =
-        SessionOptions { access: Some(Arc::new(access)), daemon: Some(path), ..SessionOptions::default() };
+    let options = SessionOptions { access: Some(Arc::new(access)), daemon: Some(path), ..SessionOptions::default() };
     let mut raw = Raw::connect(&node.listen(options));
     let mut daemon_end: Option<UnixStream> = None;
     for serial in 1..4 {

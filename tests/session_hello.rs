@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use support::*;
 use virbistream::proto::{Config, Event, MemoryBudget, OpenError, SessionError, Side};
-use virbistream::wire::{Close, EXT_TICKET, Extension, Hello, HelloReply, Limits, PACKET_MAX, PACKET_MIN, Rule, close, codes};
+use virbistream::wire::{
+    Close, EXT_TICKET, Extension, Hello, HelloReply, Limits, PACKET_MAX, PACKET_MIN, Rule, close, codes,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 

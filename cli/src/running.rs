@@ -26,8 +26,8 @@ pub(crate) enum Error {
     Legacy { peer: Address, answer: String },
     #[error("the session with {peer} is over: {cause}")]
     SessionEnded { peer: Address, cause: String },
-    #[error("two targets are named `{0}`")]
-    SameName(String),
+    #[error("{0}")]
+    Config(String),
     #[error("the time to drain had passed, and what had not finished was cut; streams cut: {0}")]
     Cut(usize),
     #[error("the event loop failed: {0}")]

@@ -5,8 +5,8 @@ use super::event::Event;
 use super::session::{Session, Side, State};
 use super::stream::broke;
 use crate::wire::{
-    BISTREAM_1, BodyError, DATA_MAX, DATA_MIN, EXT_TICKET, Extension, Hello, HelloReply, Limits, RemoteError, Rule, codes,
-    decode_body, domains,
+    BISTREAM_1, BodyError, DATA_MAX, DATA_MIN, EXT_TICKET, Extension, Hello, HelloReply, Limits, RemoteError, Rule,
+    codes, decode_body, domains,
 };
 
 /// Feature bits that this library can do.

@@ -13,7 +13,7 @@ use virbistream::wire::{EXT_TICKET, RemoteError, codes, domains};
 
 pub(crate) use offered::{Offered, Pattern};
 pub(crate) use rule::{Rights, Rule, Who, glob};
-pub(crate) use tickets::{SECRET_LEN, Secret, Tickets};
+pub(crate) use tickets::{Secret, Tickets};
 
 /// What `serve` asks before it lets anybody in.
 #[derive(Debug)]

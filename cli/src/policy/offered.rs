@@ -86,11 +86,11 @@ impl Pattern {
         }
     }
 
-    /// The kernel refuses every way that leads out of the folder, and links.
+    /// The kernel refuses every way that leads out of the folder, and links; the last part, too, since without NOFOLLOW it would be followed.
     fn find(&self, star: &str) -> io::Result<OwnedFd> {
         let path = format!("{}{star}{}", self.path.0, self.path.1);
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        Ok(openat2(&self.below, path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), resolve)?)
+        Ok(openat2(&self.below, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
     }
 }
 
@@ -107,9 +107,18 @@ mod tests {
         assert_eq!(pattern.star("vm-7.disk"), Some("7"));
         assert_eq!(pattern.star(&format!("vm-{}.disk", "x".repeat(64))).map(str::len), Some(64));
         let long = format!("vm-{}.disk", "x".repeat(65));
-        for wrong in
-            ["vm-.disk", "vm-../x.disk", "vm-..disk", "vm-.x.disk", "vm-a/b.disk", "vm-a\0.disk", "vm-ä.disk", "vda", "vm-disk", &long]
-        {
+        for wrong in [
+            "vm-.disk",
+            "vm-../x.disk",
+            "vm-..disk",
+            "vm-.x.disk",
+            "vm-a/b.disk",
+            "vm-a\0.disk",
+            "vm-ä.disk",
+            "vda",
+            "vm-disk",
+            &long,
+        ] {
             assert_eq!(pattern.star(wrong), None, "{wrong}");
         }
     }
@@ -137,9 +146,16 @@ mod tests {
     fn patterns_that_make_no_sense_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let below = dir.path();
-        for (name, path) in
-            [("vm", "*/s"), ("vm-*", "s"), ("*-*", "*/s"), ("vm-*", "*/*"), ("vm-*", "/*/s"), ("vm-*", "../*/s"), ("vm-*", "a//*"), ("vm-*", "./*")]
-        {
+        for (name, path) in [
+            ("vm", "*/s"),
+            ("vm-*", "s"),
+            ("*-*", "*/s"),
+            ("vm-*", "*/*"),
+            ("vm-*", "/*/s"),
+            ("vm-*", "../*/s"),
+            ("vm-*", "a//*"),
+            ("vm-*", "./*"),
+        ] {
             assert!(Pattern::new(name, below, path).is_err(), "{name} {path}");
         }
         assert!(Pattern::new("vm-*", &below.join("nothing"), "*/s").is_err());

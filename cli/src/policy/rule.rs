@@ -90,9 +90,14 @@ mod tests {
     #[test]
     fn rights_are_for_targets_and_kinds_that_they_name() {
         let rights = Rights { targets: vec![glob("vda"), glob("vm-*")], kinds: Some(vec![3]), ..Rights::default() };
-        for (target, kind, expected) in
-            [("vda", 3, true), ("vm-7", 3, true), ("vm-7", 2, false), ("vdb", 3, false), ("xvda", 3, false), ("", 3, false)]
-        {
+        for (target, kind, expected) in [
+            ("vda", 3, true),
+            ("vm-7", 3, true),
+            ("vm-7", 2, false),
+            ("vdb", 3, false),
+            ("xvda", 3, false),
+            ("", 3, false),
+        ] {
             assert_eq!(rights.allow(target, kind).is_ok(), expected, "{target} of kind {kind}");
         }
         assert!(Rights::default().allow("vda", 0).is_err(), "who has no targets has none");

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::rule::Rights;
 
 /// Bytes of a secret.
-pub(crate) const SECRET_LEN: usize = 32;
+const SECRET_LEN: usize = 32;
 
 /// Tickets that may wait to be used.
 const MOST: usize = 1024;
