@@ -56,16 +56,17 @@ fn answer_all(listener: &UnixListener, tickets: &Tickets) {
 fn answer(connection: &UnixStream, tickets: &Tickets) -> io::Result<()> {
     connection.set_read_timeout(Some(PATIENCE))?;
     connection.set_write_timeout(Some(PATIENCE))?;
+    // Read first, whoever asks: closed with bytes unread, the socket would lose the answer.
+    let mut line = String::new();
+    BufReader::new(connection.take(LINE_MAX)).read_line(&mut line)?;
     let peer = socket_peercred(connection)?.uid;
-    let answer = if peer == geteuid() || peer.is_root() {
-        let mut line = String::new();
-        BufReader::new(connection.take(LINE_MAX)).read_line(&mut line)?;
-        match reply(&line, tickets) {
-            Ok(value) => json!({ "ok": value }),
-            Err(sentence) => json!({ "error": sentence }),
-        }
-    } else {
-        json!({ "error": "only who runs serve may ask here" })
+    let reply = match peer == geteuid() || peer.is_root() {
+        true => reply(&line, tickets),
+        false => Err("only who runs serve may ask here".into()),
+    };
+    let answer = match reply {
+        Ok(value) => json!({ "ok": value }),
+        Err(sentence) => json!({ "error": sentence }),
     };
     writeln!(&mut &*connection, "{answer}")
 }
