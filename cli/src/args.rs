@@ -10,11 +10,12 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 use virbistream::io::{Address, Permissions};
 use virbistream::proto::{Config, MemoryBudget};
-use virbistream::wire::{DATA_MIN, PRIORITY_MAX};
+use virbistream::wire::PRIORITY_MAX;
 
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
 use crate::uri::Uri;
+use crate::values::{Owner, Upstream, parse_mode, parse_window};
 
 /// Carries many two-way streams over one connection: the disks and the memory of a live migration.
 #[derive(Debug, Parser)]
@@ -277,21 +278,6 @@ impl SessionArgs {
     }
 }
 
-/// `unix:PATH`
-#[derive(Clone, Debug)]
-pub(crate) struct Upstream(pub(crate) PathBuf);
-
-impl FromStr for Upstream {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse().map_err(|error| format!("{error}"))? {
-            Address::Unix(path) => Ok(Self(path)),
-            Address::Tcp { .. } => Err("libvirtd is reached over its UNIX socket: write unix:PATH".into()),
-        }
-    }
-}
-
 /// `NAME=unix:PATH`
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
@@ -355,61 +341,6 @@ fn named<'a>(text: &'a str, form: &str) -> Result<(String, &'a str), String> {
     Ok((name.into(), rest))
 }
 
-/// `USER[:GROUP]`, each a name or a number.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Owner {
-    pub(crate) user: Option<u32>,
-    pub(crate) group: Option<u32>,
-}
-
-impl FromStr for Owner {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (user, group) = match text.split_once(':') {
-            Some((user, group)) => (user, Some(group)),
-            None => (text, None),
-        };
-        let user = if user.is_empty() { None } else { Some(user_id(user)?) };
-        Ok(Self { user, group: group.map(group_id).transpose()? })
-    }
-}
-
-fn user_id(user: &str) -> Result<u32, String> {
-    if let Some(number) = number(user) {
-        return Ok(number);
-    }
-    match nix::unistd::User::from_name(user) {
-        Ok(Some(found)) => Ok(found.uid.as_raw()),
-        Ok(None) => Err(format!("no user `{user}`")),
-        Err(error) => Err(format!("user `{user}`: {error}")),
-    }
-}
-
-fn group_id(group: &str) -> Result<u32, String> {
-    if let Some(number) = number(group) {
-        return Ok(number);
-    }
-    match nix::unistd::Group::from_name(group) {
-        Ok(Some(found)) => Ok(found.gid.as_raw()),
-        Ok(None) => Err(format!("no group `{group}`")),
-        Err(error) => Err(format!("group `{group}`: {error}")),
-    }
-}
-
-/// The highest number is nobody's: chown takes it for "leave it as it is".
-fn number(id: &str) -> Option<u32> {
-    id.parse().ok().filter(|number| *number != u32::MAX)
-}
-
-pub(crate) fn parse_window(text: &str) -> Result<ByteSize, String> {
-    let window: ByteSize = text.parse()?;
-    match window.as_u64() >= DATA_MIN.into() {
-        true => Ok(window),
-        false => Err(format!("a window has at least {DATA_MIN} bytes")),
-    }
-}
-
 fn parse_valid(text: &str) -> Result<Duration, String> {
     let time = text.strip_suffix(['s', 'm', 'h']).and_then(|number| number.parse::<u64>().ok());
     let seconds = match text.as_bytes().last() {
@@ -429,11 +360,4 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
         true => Ok(Duration::from_secs_f64(seconds)),
         false => Err("from 0.01 to 3600 seconds are possible".into()),
     }
-}
-
-pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
-    u32::from_str_radix(text, 8)
-        .ok()
-        .filter(|mode| *mode <= 0o777)
-        .ok_or_else(|| "write an octal mode, 0600 say".into())
 }

@@ -14,6 +14,7 @@ mod serve;
 mod stderr;
 mod ticket;
 mod uri;
+mod values;
 
 use std::io::Write;
 use std::process::ExitCode;

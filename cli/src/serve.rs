@@ -1,13 +1,14 @@
 //! `virbistream serve`: offers targets.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use virbistream::io::{Address, SessionOptions};
 
 use crate::args::ServeArgs;
-use crate::config::{Mistake, Settings};
+use crate::config::{Mistake, Settings, is_open, open, threads};
 use crate::control::Control;
-use crate::policy::{Policy, Tickets};
+use crate::policy::{Offered, Policy, Rights, Rule, Tickets, Who, glob};
 use crate::running::{Error, News, Running, bind, say_ready};
 
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
@@ -16,23 +17,56 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
             let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
             Settings::read(&text).map_err(|mistakes| Error::Config(mistakes_text(path, &mistakes)))?
         }
-        None => Settings::of_args(args).map_err(Error::Config)?,
+        None => settings_of(args).map_err(Error::Config)?,
     };
     serve(settings)
 }
 
-fn unreadable(path: &std::path::Path, error: &std::io::Error) -> Error {
+/// What the command line says. Who reaches a UNIX socket or the loopback may have what is offered; others only by
+/// `--insecure-tcp`.
+fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
+    let mut offered = Offered::default();
+    for target in &args.target {
+        if !offered.insert(&target.name, &target.path) {
+            return Err(format!("two targets are named `{}`", target.name));
+        }
+    }
+    let rights = Rights { targets: vec![glob("*")], daemon: args.libvirt.is_some(), ..Rights::default() };
+    let who = if args.insecure_tcp { Who::Anyone } else { Who::Local };
+    let rules = vec![Rule { who, rights }];
+    if let Some(address) = args.listen.iter().find(|address| is_open(address)).filter(|_| !args.insecure_tcp) {
+        return Err(format!("{}; say --insecure-tcp if everybody who reaches it may have the targets", open(address)));
+    }
+    let mut permissions = args.socket.permissions();
+    if args.libvirt.is_some() {
+        permissions.mode = Some(permissions.mode.unwrap_or(0o600));
+    }
+    Ok(Settings {
+        listen: args.listen.clone(),
+        permissions,
+        libvirt: args.libvirt.as_ref().map(|libvirt| libvirt.0.clone()),
+        control: args.control.clone(),
+        threads: threads(args.threads),
+        session: args.session.config(),
+        bandwidth: args.session.bandwidth(),
+        drain: args.session.drain(),
+        offered,
+        rules,
+    })
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     Error::Config(format!("{}: {error}", path.display()))
 }
 
 /// A line for each.
-fn mistakes_text(path: &std::path::Path, mistakes: &[Mistake]) -> String {
+fn mistakes_text(path: &Path, mistakes: &[Mistake]) -> String {
     let line = |mistake: &Mistake| format!("{}:{}: {}", path.display(), mistake.line, mistake.sentence);
     mistakes.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// `virbistream check-config`.
-pub(crate) fn check(path: &std::path::Path) -> Result<(), Error> {
+pub(crate) fn check(path: &Path) -> Result<(), Error> {
     let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
     Settings::read(&text).map(drop).map_err(|mistakes| Error::Config(mistakes_text(path, &mistakes)))
 }

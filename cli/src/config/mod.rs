@@ -1,4 +1,4 @@
-//! What `serve` is to do: from a file, checked as a whole before anything listens, or from the command line.
+//! What `serve` is to do, from a file that is checked as a whole before anything listens.
 
 mod table;
 
@@ -13,8 +13,8 @@ use virbistream::io::{Address, Permissions};
 use virbistream::proto::{Config, MemoryBudget};
 use virbistream::wire::{is_valid_target, kind};
 
-use crate::args::{Owner, ServeArgs, Upstream, parse_mode, parse_window};
 use crate::policy::{Offered, Pattern, Rights, Rule, Who, glob};
+use crate::values::{Owner, Upstream, parse_mode, parse_window};
 use table::{Source, Table};
 
 pub(crate) use table::Mistake;
@@ -37,45 +37,6 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// What the command line says. Who reaches a UNIX socket or the loopback may have what is offered; others only by
-    /// `--insecure-tcp`.
-    ///
-    /// # Errors
-    /// A sentence.
-    pub(crate) fn of_args(args: &ServeArgs) -> Result<Self, String> {
-        let mut offered = Offered::default();
-        for target in &args.target {
-            if !offered.insert(&target.name, &target.path) {
-                return Err(format!("two targets are named `{}`", target.name));
-            }
-        }
-        let rights = Rights { targets: vec![glob("*")], daemon: args.libvirt.is_some(), ..Rights::default() };
-        let who = if args.insecure_tcp { Who::Anyone } else { Who::Local };
-        let rules = vec![Rule { who, rights }];
-        if let Some(address) = args.listen.iter().find(|address| is_open(address)).filter(|_| !args.insecure_tcp) {
-            return Err(format!(
-                "{}; say --insecure-tcp if everybody who reaches it may have the targets",
-                open(address)
-            ));
-        }
-        let mut permissions = args.socket.permissions();
-        if args.libvirt.is_some() {
-            permissions.mode = Some(permissions.mode.unwrap_or(0o600));
-        }
-        Ok(Self {
-            listen: args.listen.clone(),
-            permissions,
-            libvirt: args.libvirt.as_ref().map(|libvirt| libvirt.0.clone()),
-            control: args.control.clone(),
-            threads: threads(args.threads),
-            session: args.session.config(),
-            bandwidth: args.session.bandwidth(),
-            drain: args.session.drain(),
-            offered,
-            rules,
-        })
-    }
-
     /// What a file says.
     ///
     /// # Errors
@@ -228,7 +189,7 @@ fn kind_number(text: &str) -> Result<u32, String> {
     }
 }
 
-fn threads(asked: Option<NonZeroUsize>) -> NonZeroUsize {
+pub(crate) fn threads(asked: Option<NonZeroUsize>) -> NonZeroUsize {
     asked.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
 }
 
@@ -243,7 +204,7 @@ pub(crate) fn is_open(address: &Address) -> bool {
     }
 }
 
-fn open(address: &Address) -> String {
+pub(crate) fn open(address: &Address) -> String {
     format!("{address} can be reached from other hosts, and nothing proves who connects there or hides what passes")
 }
 
@@ -303,6 +264,25 @@ libvirt = true
     /// Line 1 is the first of the text.
     fn mistakes(text: &str) -> Vec<(usize, String)> {
         Settings::read(text).unwrap_err().into_iter().map(|mistake| (mistake.line, mistake.sentence)).collect()
+    }
+
+    #[test]
+    fn the_file_in_the_guide_is_one() {
+        let guide = include_str!("../../../docs/migration.md");
+        let file = guide.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        Settings::read(&file.replace("/run/virbistream/vms", "/")).unwrap();
+    }
+
+    /// What no key can say makes no panic, and is never taken for a whole file.
+    #[test]
+    fn a_file_cut_anywhere_or_with_any_byte_changed_is_read_or_has_a_mistake() {
+        for at in (0..WHOLE.len()).filter(|at| WHOLE.is_char_boundary(*at)) {
+            let _ = Settings::read(&WHOLE[..at]);
+            for byte in ['\0', '"', '[', '-', '9', 'ä', '\n'] {
+                let changed = format!("{}{byte}{}", &WHOLE[..at], WHOLE.get(at + 1..).unwrap_or_default());
+                assert!(Settings::read(&changed).err().is_none_or(|mistakes| !mistakes.is_empty()));
+            }
+        }
     }
 
     #[test]
