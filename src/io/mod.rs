@@ -8,6 +8,7 @@ mod dispatcher;
 mod front;
 mod handle;
 mod handler;
+mod host_limit;
 mod legacy;
 mod link;
 mod listener;
