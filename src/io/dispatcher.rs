@@ -79,7 +79,6 @@ impl Common {
             scratch: &mut self.scratch,
             handle: &self.handle,
             report: &mut *self.report,
-            limit: &self.handle.shared.limit,
             now,
         }
     }
@@ -328,6 +327,11 @@ impl Dispatcher {
     fn on_command(&mut self, command: Command, now: Instant) {
         match command {
             Command::Attach { key, socket, side, options } => self.hold(key, socket, side, options, now),
+            Command::Accepted { key, socket, options } => {
+                // Here, so that what is asked for by who hears of it comes behind.
+                (self.common.report)(Report::LinkAccepted { session: key, peer: socket.peer().to_owned() });
+                self.hold(key, socket, Side::Accepting, options, now);
+            }
             Command::Listen { key, listener, options } => self.listen(key, listener, Role::Links(options)),
             Command::Forward { key, listener, open } => {
                 self.listen(key, listener, Role::Forward { open, session: None });
@@ -490,9 +494,8 @@ impl Dispatcher {
         match role {
             Role::Links(options) => {
                 let key = self.common.handle.next_session();
-                (self.common.report)(Report::LinkAccepted { session: key, peer: socket.peer().to_owned() });
                 // Most often it is another's.
-                self.common.handle.send(key, Command::Attach { key, socket, side: Side::Accepting, options });
+                self.common.handle.send(key, Command::Accepted { key, socket, options });
             }
             Role::Forward { open, session } => {
                 if let Some(session) = session {

@@ -11,10 +11,11 @@ use super::access::Access;
 use super::call::{Answer, OnAnswer, Procedures};
 use super::channel::Opened;
 use super::handler::{Handler, NoTargets, Targets};
+use super::host_limit::HostLimit;
 use super::listener::Listener;
 use super::socket::Socket;
 use super::tokens::Place;
-use crate::proto::{Config, Side, TokenBucket};
+use crate::proto::{Config, Side};
 use crate::rpc::{CallError, IncomingId, Login, LoginError, ProcedureId, StreamOptions};
 use crate::wire::{Open, RemoteError};
 
@@ -96,7 +97,9 @@ pub(super) struct Shared {
     /// One for each dispatcher; sessions and listeners go round.
     pub(super) lanes: Box<[Lane]>,
     /// Of the data that all sessions send.
-    pub(super) limit: Mutex<Option<TokenBucket>>,
+    pub(super) limit: HostLimit,
+    /// Held while all lanes are told something.
+    everywhere: Mutex<()>,
     /// Counted apart from other keys, so that sessions spread evenly.
     pub(super) next_session: AtomicU64,
     pub(super) next_key: AtomicU64,
@@ -144,23 +147,80 @@ impl Lane {
 }
 
 pub(super) enum Command {
-    Attach { key: SessionKey, socket: Socket, side: Side, options: SessionOptions },
-    Listen { key: ListenerKey, listener: Arc<Listener>, options: SessionOptions },
-    Forward { key: ListenerKey, listener: Arc<Listener>, open: Open },
-    Route { key: ListenerKey, session: Option<SessionKey> },
-    StopListening { key: ListenerKey },
-    Open { session: SessionKey, open: Open, opened: Opened },
-    Reset { session: SessionKey, key: StreamKey, error: RemoteError },
-    Wake { place: Place, waking: Arc<AtomicBool> },
-    Answer { session: SessionKey, call: IncomingId, answer: Answer },
-    Message { session: SessionKey, procedure: ProcedureId, body: Vec<u8> },
-    Call { session: SessionKey, call: OutgoingCall },
+    Attach {
+        key: SessionKey,
+        socket: Socket,
+        side: Side,
+        options: SessionOptions,
+    },
+    /// A link that somebody made to one of our listeners.
+    Accepted {
+        key: SessionKey,
+        socket: Socket,
+        options: SessionOptions,
+    },
+    Listen {
+        key: ListenerKey,
+        listener: Arc<Listener>,
+        options: SessionOptions,
+    },
+    Forward {
+        key: ListenerKey,
+        listener: Arc<Listener>,
+        open: Open,
+    },
+    Route {
+        key: ListenerKey,
+        session: Option<SessionKey>,
+    },
+    StopListening {
+        key: ListenerKey,
+    },
+    Open {
+        session: SessionKey,
+        open: Open,
+        opened: Opened,
+    },
+    Reset {
+        session: SessionKey,
+        key: StreamKey,
+        error: RemoteError,
+    },
+    Wake {
+        place: Place,
+        waking: Arc<AtomicBool>,
+    },
+    Answer {
+        session: SessionKey,
+        call: IncomingId,
+        answer: Answer,
+    },
+    Message {
+        session: SessionKey,
+        procedure: ProcedureId,
+        body: Vec<u8>,
+    },
+    Call {
+        session: SessionKey,
+        call: OutgoingCall,
+    },
     LimitChanged,
-    LimitSession { session: SessionKey, rate: Option<u64> },
-    LimitStream { session: SessionKey, key: StreamKey, rate: Option<u64> },
-    Close { session: SessionKey },
+    LimitSession {
+        session: SessionKey,
+        rate: Option<u64>,
+    },
+    LimitStream {
+        session: SessionKey,
+        key: StreamKey,
+        rate: Option<u64>,
+    },
+    Close {
+        session: SessionKey,
+    },
     Drain,
-    Shutdown { reason: String },
+    Shutdown {
+        reason: String,
+    },
 }
 
 type OnLogin = Box<dyn FnOnce(Result<(), LoginError>) + Send>;
@@ -183,7 +243,15 @@ impl fmt::Debug for Command {
 impl Handle {
     pub(super) fn new(lanes: Box<[Lane]>) -> Self {
         let [next_session, next_key] = [1, 1].map(AtomicU64::new);
-        Self { shared: Arc::new(Shared { lanes, limit: Mutex::new(None), next_session, next_key }) }
+        Self {
+            shared: Arc::new(Shared {
+                lanes,
+                limit: HostLimit::default(),
+                everywhere: Mutex::new(()),
+                next_session,
+                next_key,
+            }),
+        }
     }
 
     /// Holds a session on a connected socket, as the side given. `Report::SessionEnded` tells its end, unless the dispatcher
@@ -290,9 +358,10 @@ impl Handle {
     }
 
     /// Limits the data that all sessions send together to so many bytes a second, from now on; `None` lifts the limit. Control packets and what
-    /// passes to a front's clients do not count.
+    /// passes to a front's clients do not count. What 100 ms bring may go at once, at least 32 KiB; with 0 nothing goes, and as the end of
+    /// a source is seen by reading it, no stream finishes either.
     pub fn limit(&self, bytes_per_second: Option<u64>) {
-        *self.shared.limit.lock() = bytes_per_second.map(|rate| TokenBucket::new(Instant::now(), rate));
+        self.shared.limit.set(Instant::now(), bytes_per_second);
         self.send_all(|| Command::LimitChanged);
     }
 
@@ -337,7 +406,9 @@ impl Handle {
         self.lane(session.0).send(command);
     }
 
+    /// All dispatchers get what is said to all of them in one order.
     fn send_all(&self, command: impl Fn() -> Command) {
+        let _one_by_one = self.shared.everywhere.lock();
         self.shared.lanes.iter().for_each(|lane| lane.send(command()));
     }
 

@@ -200,6 +200,11 @@ impl Legacy {
 
     /// Puts one packet of a stream's bytes into the front of `room`, which has space for its header and more; gives its
     /// length. `None` when no stream has anything to send.
+    /// Whether a stream of its may have data to send.
+    pub(super) fn has_data(&mut self) -> bool {
+        either!(&mut self.rpc, end => end.poll_grant()).is_some()
+    }
+
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>, peer: &str, room: &mut [u8]) -> Option<usize> {
         let id = either!(&mut self.rpc, end => end.poll_grant())?;
         let len = self.fill(cx, id, room);

@@ -9,6 +9,7 @@ mod dispatcher;
 mod front;
 mod handle;
 mod handler;
+mod host_limit;
 mod identity;
 mod legacy;
 mod link;

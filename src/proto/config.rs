@@ -18,10 +18,10 @@ pub struct Config {
     /// How many streams the peer may have open at us at once.
     pub max_streams: u32,
     /// Bytes that the peer may send on a stream ahead of what we consumed, at least 4 KiB. On a long link it becomes more, and later
-    /// streams begin with what was needed there.
+    /// streams begin with what was needed there, up to a quarter of what is left to grow.
     pub window: u64,
     /// The most that a stream's window grows to: while it is what holds the peer up, it follows what is delivered in two round
-    /// trips. A link of 10 Gbit/s and 200 ms takes 250 MB. What is beyond `window` comes from one half of the memory budget alone.
+    /// trips, the shortest seen since the session began. A link of 10 Gbit/s and 200 ms takes 250 MB. What is beyond `window` comes from one half of the memory budget alone.
     pub window_max: u64,
     /// Bytes that all windows together may add up to, of this session and of those whose configuration is a clone of this one. A stream
     /// whose first window would not fit is refused, ours and the peer's alike.

@@ -90,6 +90,7 @@ pub use error::{Misuse, OpenError, SessionError, StreamError};
 pub use event::Event;
 pub use memory::MemoryBudget;
 pub use rate::TokenBucket;
+pub(crate) use rate::set_rate;
 pub use receive::Data;
 pub use session::{Session, Side};
 pub(crate) use stream::rule_error;

@@ -7,7 +7,7 @@ use super::error::{Misuse, OpenError, SessionError, StreamError};
 use super::event::Event;
 use super::liveness::Liveness;
 use super::memory::Share;
-use super::rate::TokenBucket;
+use super::rate::{TokenBucket, set_rate};
 use super::receive::Incoming;
 use super::schedule::Schedule;
 use super::stream::{State as StreamState, Stream, StreamId, StreamMut, owed};
@@ -224,7 +224,7 @@ impl Session {
 
     /// Asks the peer for a stream to `request.target`; `Event::Accepted` or `Event::Failed` follows.
     ///
-    /// `request.window` is set to the configured window; what it says is not looked at.
+    /// `request.window` is set to the first window of a stream, which is the configured one or more; what it says is not looked at.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing was sent then.
@@ -284,7 +284,7 @@ impl Session {
 
     /// Limits the data that we send to so many payload bytes a second, all streams together; `None` lifts the limit.
     pub fn set_limit(&mut self, now: Instant, bytes_per_second: Option<u64>) {
-        self.limit = bytes_per_second.map(|rate| TokenBucket::new(now, rate));
+        set_rate(&mut self.limit, now, bytes_per_second);
     }
 
     /// Whether streams can be opened.
@@ -372,7 +372,12 @@ impl Session {
             stream.in_owed_queue = true;
             self.owed.streams.push_back(id);
         }
-        if stream.can_send() && !stream.in_schedule {
+        let can_send = stream.can_send();
+        if can_send != stream.is_active {
+            stream.is_active = can_send;
+            self.schedule.count(usize::from(stream.priority), can_send);
+        }
+        if can_send && !stream.in_schedule {
             stream.in_schedule = true;
             stream.had = self.schedule.push(usize::from(stream.priority), id, stream.had, stream.last_turn);
         }
@@ -386,6 +391,9 @@ impl Session {
         // Nothing of it may stay behind: a peer that opens and resets while our link is blocked would fill the queues.
         if stream.in_owed_queue {
             self.owed.streams.retain(|queued| *queued != id);
+        }
+        if stream.is_active {
+            self.schedule.count(usize::from(stream.priority), false);
         }
         if stream.in_schedule {
             self.schedule.remove(usize::from(stream.priority), id);

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use mio::Registry;
-use parking_lot::Mutex;
 
 use super::access::{Caller, Permit};
 use super::call::Answer;
@@ -21,7 +20,7 @@ use super::link::Link;
 use super::pool::Pool;
 use super::report::Report;
 use super::tokens::Tokens;
-use crate::proto::{Config, Event, LONGEST, Session, SessionError, Side, StreamId, TokenBucket};
+use crate::proto::{Config, Event, LONGEST, Session, SessionError, Side, StreamId};
 use crate::rpc::{IncomingId, LegacyId, ProcedureId};
 use crate::wire::{Decoder, Extension, Open, PACKET_MAX};
 
@@ -40,8 +39,6 @@ pub(super) struct Context<'a> {
     pub(super) scratch: &'a mut [u8],
     pub(super) handle: &'a Handle,
     pub(super) report: &'a mut dyn FnMut(Report),
-    /// Of the data that all sessions of the dispatcher send.
-    pub(super) limit: &'a Mutex<Option<TokenBucket>>,
     pub(super) now: Instant,
 }
 
@@ -78,7 +75,7 @@ pub(super) struct Peer {
     peer_ended: bool,
     /// HELLO stood once.
     stood: bool,
-    /// Until when the dispatcher's limit holds up what could be sent.
+    /// Until when the limit of all sessions holds up what could be sent.
     limited_until: Option<Instant>,
     /// It is to be closed when libvirt's calls and streams are over.
     close_due: bool,
