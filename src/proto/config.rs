@@ -26,6 +26,11 @@ pub struct Config {
     /// Bytes that all windows together may add up to, of this session and of those whose configuration is a clone of this one. A stream
     /// whose first window would not fit is refused, ours and the peer's alike.
     pub memory_budget: MemoryBudget,
+    /// Streams that the peer may ask for in a second, and in four at once; more are refused.
+    pub max_opens: u32,
+    /// Control packets in a second, and in four at once, that change nothing or only ask for an answer: PING, a PONG for none of ours,
+    /// CREDIT that raises nothing, STOP said twice, any of them for a stream that is over. With more the peer is flooding us.
+    pub max_idle_control: u32,
     /// Every HELLO that we could take is judged by our owner: [`Event::Hello`](super::Event::Hello) is answered by
     /// [`Session::admit`](super::Session::admit) or [`deny`](super::Session::deny), within `hello_timeout`.
     pub judge_hello: bool,
@@ -72,6 +77,8 @@ impl Default for Config {
             window: 256 << 10,
             window_max: 256 << 20,
             memory_budget: MemoryBudget::new(2 << 30),
+            max_opens: 10_000,
+            max_idle_control: 4_000,
             judge_hello: false,
             hello_extensions: Vec::new(),
             hello_timeout: Some(Duration::from_secs(10)),

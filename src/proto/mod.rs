@@ -70,6 +70,7 @@
 //! ```
 #![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod allowance;
 mod config;
 mod credit;
 mod error;

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::allowance::Allowance;
 use super::config::Config;
 use super::credit::Delivery;
 use super::error::{Misuse, OpenError, SessionError, StreamError};
@@ -54,6 +55,8 @@ pub struct Session {
     pub(super) now: Instant,
     pub(super) incoming: Incoming,
     pub(super) liveness: Liveness,
+    pub(super) opens: Allowance,
+    pub(super) idle_control: Allowance,
     /// Our OPENs in the order of their deadlines; those answered since are passed over.
     opening: VecDeque<(Instant, u32)>,
     hello_deadline: Option<Instant>,
@@ -127,6 +130,8 @@ impl Session {
             now,
             incoming: Incoming::default(),
             liveness: Liveness::new(now, config.ping_interval, config.silence_limit),
+            opens: Allowance::new(now, config.max_opens),
+            idle_control: Allowance::new(now, config.max_idle_control),
             opening: VecDeque::new(),
             hello_deadline: config.hello_timeout.map(|timeout| now + timeout),
             events: VecDeque::new(),
@@ -207,6 +212,12 @@ impl Session {
     pub fn handle_link_lost(&mut self, reason: &str) {
         self.owed = Owed::default();
         self.end(Err(SessionError::LinkLost(reason.to_owned())), None);
+    }
+
+    /// The link has taken nothing for so long, though something was to be sent: its peer does not read, whatever it sends.
+    pub fn handle_unread(&mut self, waited: Duration) {
+        self.owed = Owed::default();
+        self.end(Err(SessionError::Unread(waited)), None);
     }
 
     /// The peer ended the link in order, behind a whole packet: that is a loss, unless it was to be expected.

@@ -30,6 +30,7 @@ pub(crate) fn small() -> Config {
         max_streams: 4,
         window: 8192,
         memory_budget: MemoryBudget::new(8 * 8192),
+        max_idle_control: 100,
         ..Config::default()
     }
 }

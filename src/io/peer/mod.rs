@@ -75,6 +75,8 @@ pub(super) struct Peer {
     peer_ended: bool,
     /// HELLO stood once.
     stood: bool,
+    /// Since when what is on its way out waits for the link to take some of it.
+    unread_since: Option<Instant>,
     /// Until when the limit of all sessions holds up what could be sent.
     limited_until: Option<Instant>,
     /// It is to be closed when libvirt's calls and streams are over.
@@ -137,6 +139,7 @@ impl Peer {
             phase: Phase::Running,
             peer_ended: false,
             stood: false,
+            unread_since: None,
             limited_until: None,
             close_due: false,
             failed: false,
@@ -162,13 +165,14 @@ impl Peer {
             .poll_timeout()
             .into_iter()
             .chain(self.limited_until)
+            .chain(self.unread_since.map(|since| self.unread_limit(since)))
             .chain(legacy)
             .chain(dialling)
             .chain(linger)
             .min()
     }
 
-    /// How long a peer may leave legacy answers unread, where they keep the link from being read.
+    /// How long a peer may leave unread what waits for it, and legacy answers that keep the link from being read.
     fn unread_limit(&self, since: Instant) -> Instant {
         later(since, self.options.config.silence_limit)
     }
@@ -223,6 +227,11 @@ impl Peer {
         if self.legacy.full_since().is_some_and(|since| self.unread_limit(since) <= now) {
             self.on_link_end("a legacy client calls on without reading the answers");
             return;
+        }
+        let unread = self.unread_since.filter(|since| self.unread_limit(*since) <= now);
+        // Not before the link was tried once more: we may have stood still ourselves.
+        if unread.is_some() && !self.link.can_write() {
+            self.session.handle_unread(self.options.config.silence_limit);
         }
         if !self.is_reading() {
             // What the peer sends is not read, so it cannot be called silent.

@@ -28,6 +28,14 @@ impl Peer {
         if matches!(self.phase, Phase::Lingering(_) | Phase::Gone) {
             return false;
         }
+        let sent = self.write(cx);
+        // A client of libvirt's RPC alone may stop reading for as long as libvirt lets it.
+        let waits = self.stood && self.link.is_writing();
+        self.unread_since = if waits { self.unread_since.or(Some(cx.now)) } else { None };
+        sent
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) -> bool {
         let mut budget = TURN;
         while self.link.can_write() {
             let buffer = if self.link.is_writing() {
@@ -48,6 +56,7 @@ impl Peer {
                 Ok(written) => {
                     budget = budget.saturating_sub(written);
                     if written > 0 {
+                        self.unread_since = None;
                         self.legacy.on_progress(cx.now);
                     }
                 }
