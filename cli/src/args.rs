@@ -96,6 +96,9 @@ pub(crate) struct ServeArgs {
     /// A UNIX socket on which the user that runs serve can ask for tickets
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
+    /// Peers that may have a session at once; as many more may be on their way to one
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub(crate) max_sessions: usize,
     /// Threads that share the sessions; as many as the machine has cores, if this is not given
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -106,7 +109,8 @@ pub(crate) struct ServeArgs {
 }
 
 /// What a file says instead.
-const CONFIGURED: [&str; 13] = [
+const CONFIGURED: [&str; 14] = [
+    "max_sessions",
     "listen",
     "target",
     "libvirt",

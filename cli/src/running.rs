@@ -193,6 +193,9 @@ fn log(report: &Report, session_failed: log::Level) {
                 Err(cause) => log::warn!("session {session}: stream {id} to `{target}` failed, {bytes}: {cause}"),
             }
         }
+        Report::LinksRefused { peer, count } => {
+            log::warn!("as many links are open as may be: {count} refused, the last from {peer}");
+        }
         Report::AcceptFailed { reason, .. } => log::warn!("a connection cannot be accepted: {reason}"),
         _ => {}
     }

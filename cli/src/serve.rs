@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use virbistream::io::{Address, SessionOptions};
+use virbistream::io::{Address, LinkLimits, SessionOptions};
 
 use crate::args::ServeArgs;
 use crate::config::{Mistake, Settings, is_open, open, threads};
@@ -47,6 +47,7 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
         libvirt: args.libvirt.as_ref().map(|libvirt| libvirt.0.clone()),
         control: args.control.clone(),
         threads: threads(args.threads),
+        max_sessions: args.max_sessions,
         session: args.session.config(),
         bandwidth: args.session.bandwidth(),
         drain: args.session.drain(),
@@ -87,6 +88,8 @@ fn serve(settings: Settings) -> Result<(), Error> {
     };
     let running = Running::start(log::Level::Warn, settings.threads)?;
     running.handle().limit(settings.bandwidth);
+    let most = settings.max_sessions;
+    running.handle().limit_links(LinkLimits { sessions: most, half_open: most });
     let control = settings.control.as_ref().map(|path| {
         let address = Address::Unix(path.clone());
         Control::start(path, tickets).map_err(|source| Error::Listen { address, source })

@@ -13,6 +13,7 @@ use super::channel::Opened;
 use super::handler::{Handler, NoTargets, Targets};
 use super::host_limit::HostLimit;
 use super::listener::Listener;
+use super::places::{LinkCounts, LinkLimits, Place as Seat, Places};
 use super::socket::Socket;
 use super::tokens::Place;
 use crate::proto::{Config, Side};
@@ -98,6 +99,8 @@ pub(super) struct Shared {
     pub(super) lanes: Box<[Lane]>,
     /// Of the data that all sessions send.
     pub(super) limit: HostLimit,
+    /// Of those who connect to listeners.
+    pub(super) places: Arc<Places>,
     /// Held while all lanes are told something.
     everywhere: Mutex<()>,
     /// Counted apart from other keys, so that sessions spread evenly.
@@ -157,6 +160,7 @@ pub(super) enum Command {
     Accepted {
         key: SessionKey,
         socket: Socket,
+        place: Seat,
         options: SessionOptions,
     },
     Listen {
@@ -247,6 +251,7 @@ impl Handle {
             shared: Arc::new(Shared {
                 lanes,
                 limit: HostLimit::default(),
+                places: Arc::new(Places::new(LinkLimits::default())),
                 everywhere: Mutex::new(()),
                 next_session,
                 next_key,
@@ -363,6 +368,17 @@ impl Handle {
     pub fn limit(&self, bytes_per_second: Option<u64>) {
         self.shared.limit.set(Instant::now(), bytes_per_second);
         self.send_all(|| Command::LimitChanged);
+    }
+
+    /// Limits how many links come in over listeners, from now on; those that are in stay. What is beyond is closed at once, which
+    /// [`Report::LinksRefused`](super::Report::LinksRefused) tells. In the beginning it is the default.
+    pub fn limit_links(&self, limits: LinkLimits) {
+        self.shared.places.limit(limits);
+    }
+
+    /// How many links have come in over listeners.
+    pub fn link_counts(&self) -> LinkCounts {
+        self.shared.places.counts()
     }
 
     /// The same for the streams of a session.

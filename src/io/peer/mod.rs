@@ -17,6 +17,7 @@ use super::front::{Following, Front};
 use super::handle::{Handle, OutgoingCall, SessionKey, SessionOptions, StreamKey};
 use super::legacy::Legacy;
 use super::link::Link;
+use super::places::Place as Seat;
 use super::pool::Pool;
 use super::report::Report;
 use super::tokens::Tokens;
@@ -85,6 +86,8 @@ pub(super) struct Peer {
     failed: bool,
     /// Whether the peer may go to the daemon behind us was asked.
     daemon_judged: bool,
+    /// Its place among those who connected to our listeners.
+    seat: Option<Seat>,
     /// Held as long as the peer is in: for its session, and for the daemon.
     permits: [Permit; 2],
 }
@@ -114,7 +117,14 @@ fn later(now: Instant, wait: Duration) -> Instant {
 }
 
 impl Peer {
-    pub(super) fn new(key: SessionKey, side: Side, mut link: Link, options: SessionOptions, now: Instant) -> Self {
+    pub(super) fn new(
+        key: SessionKey,
+        side: Side,
+        mut link: Link,
+        seat: Option<Seat>,
+        options: SessionOptions,
+        now: Instant,
+    ) -> Self {
         if options.daemon.is_some() {
             link.keep_descriptors();
         }
@@ -144,6 +154,7 @@ impl Peer {
             close_due: false,
             failed: false,
             daemon_judged: false,
+            seat,
             permits: [None, None],
         }
     }
@@ -300,6 +311,7 @@ impl Peer {
                 Event::Hello { extensions } => self.judge_hello(cx.now, &extensions),
                 Event::Established { version, limits, .. } => {
                     self.stood = true;
+                    self.seat.iter_mut().for_each(Seat::stand);
                     (cx.report)(Report::Established { session: self.key, version, limits });
                 }
                 Event::Legacy(error) => {

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use super::{Context, Peer, Phase, TURN};
 use crate::io::front::{Front, Passing};
 use crate::io::link::Received;
+use crate::io::places::Place as Seat;
 use crate::io::tokens::Place;
 use crate::proto::{Data, SessionError, StreamId};
 use crate::rpc::LinkError;
@@ -221,6 +222,7 @@ impl Peer {
         let front = match (self.front.take(), &self.options.daemon) {
             (Some(front), _) => front,
             (None, Some(path)) => {
+                self.seat.iter_mut().for_each(Seat::stand);
                 let token = cx.tokens.add(Place::Daemon(self.key));
                 Front::connect(path, cx.registry, token).inspect_err(|_| cx.tokens.remove(token))?
             }
