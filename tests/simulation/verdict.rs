@@ -36,10 +36,8 @@ fn assert_cause(link: &Link, host: &Host, peer: &Host) {
             Err(cause @ SessionError::Silent(_)) => (*code, text) == (close::SILENT, &cause.to_string()),
             _ => false,
         },
-        // Without a fault of the link, its end is the word of a peer that had no other: HELLO did not stand.
-        Err(SessionError::LinkLost(_)) => {
-            link.was_cut || (theirs.is_err() && !peer.stood) || (!host.stood && !peer.stood)
-        }
+        // Without a fault of the link, its end is the word of a peer that could have no other: HELLO did not stand there.
+        Err(SessionError::LinkLost(_)) => link.was_cut || !peer.stood,
         Err(SessionError::Shutdown(_) | SessionError::Silent(_) | SessionError::HelloTimeout(_)) => true,
         Err(_) => false,
     };

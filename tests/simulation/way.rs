@@ -114,6 +114,10 @@ impl Way {
         self.next_bytes().or(tail)
     }
 
+    pub(crate) fn has_room(&self) -> bool {
+        self.queued < self.capacity
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.under_way.is_empty()
     }

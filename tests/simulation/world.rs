@@ -120,10 +120,18 @@ impl Link {
             }
             self.befall(now, fault, random);
         }
-        for n in 0..2 {
-            let [first, second] = &mut self.ways;
-            let (outgoing, incoming) = if n == 0 { (first, second) } else { (second, first) };
-            self.hosts[n].turn(now, incoming, outgoing);
+        // What one reads makes room for what the other writes.
+        loop {
+            for n in 0..2 {
+                let [first, second] = &mut self.ways;
+                let (outgoing, incoming) = if n == 0 { (first, second) } else { (second, first) };
+                self.hosts[n].turn(now, incoming, outgoing);
+            }
+            let writes =
+                |n: usize| !self.hosts[n].out.is_empty() && !self.hosts[n].is_frozen(now) && self.ways[n].has_room();
+            if !writes(0) && !writes(1) {
+                break;
+            }
         }
         self.assert_bytes(now);
         self.assert_progress(now);
@@ -191,7 +199,7 @@ impl Link {
     /// Nothing is under way and nobody has anything to say.
     fn is_quiet(&self, now: Instant) -> bool {
         let hosts = || self.hosts.iter();
-        self.ways.iter().all(Way::is_empty)
+        self.ways.iter().all(|way| way.is_empty() && way.is_moving(now))
             && hosts().all(|host| host.out.is_empty() && host.closed.is_none() && !host.is_frozen(now))
     }
 
