@@ -32,7 +32,9 @@ pub(crate) struct Host {
     ledger: Ledger,
     decoder: Decoder,
     room: Vec<u8>,
+    /// Packets to be written, and how much of them is.
     pub(crate) out: Vec<u8>,
+    written: usize,
     /// Bytes of data sent, and the limit: since when, how much a second, and what had been sent then.
     sent: u64,
     limit: Option<(Instant, u64, u64)>,
@@ -65,6 +67,7 @@ impl Host {
             decoder: Decoder::new(PACKET_MAX),
             room: vec![0; CONTROL_MAX],
             out: Vec::new(),
+            written: 0,
             sent: 0,
             limit: None,
             random,
@@ -310,8 +313,12 @@ impl Host {
             if self.out.is_empty() && !self.refill(self.local(now)) {
                 break;
             }
-            let taken = outgoing.write(now, &self.out, &mut self.random);
-            self.out.drain(..taken);
+            let taken = outgoing.write(now, &self.out[self.written..], &mut self.random);
+            self.written += taken;
+            if self.written == self.out.len() {
+                self.out.clear();
+                self.written = 0;
+            }
             if taken == 0 {
                 return;
             }

@@ -15,6 +15,7 @@ pub(crate) struct Link {
     /// What each end sends.
     pub(crate) ways: [Way; 2],
     faults: VecDeque<(Instant, Fault)>,
+    has_begun: bool,
     /// It broke or was half open.
     pub(crate) was_cut: bool,
 }
@@ -45,7 +46,7 @@ impl World {
                 }
                 let hosts = End::BOTH.map(|end| host(end, &session.opens[end as usize]));
                 let faults = session.faults.into_iter().map(|(at, fault)| (start + at, fault)).collect();
-                Link { hosts, ways: session.ways, faults, was_cut: false }
+                Link { hosts, ways: session.ways, faults, has_begun: false, was_cut: false }
             })
             .collect();
         Self { now: start, start, links, random, says }
@@ -114,6 +115,10 @@ impl World {
 
 impl Link {
     fn turn(&mut self, now: Instant, random: &mut Random, says: bool) {
+        if self.has_begun && self.next().is_none_or(|at| at > now) {
+            return;
+        }
+        self.has_begun = true;
         while let Some((_, fault)) = self.faults.pop_front_if(|(at, _)| *at <= now) {
             if says {
                 println!("{fault:?}");
