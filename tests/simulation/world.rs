@@ -16,6 +16,8 @@ pub(crate) struct Link {
     pub(crate) ways: [Way; 2],
     faults: VecDeque<(Instant, Fault)>,
     has_begun: bool,
+    /// Whether an end's memory suffices for all streams that there may be.
+    pub(crate) has_memory: [bool; 2],
     /// It broke or was half open.
     pub(crate) was_cut: bool,
 }
@@ -34,6 +36,10 @@ impl World {
         if says {
             println!("seed {seed}: {configs:#?}");
         }
+        // Windows grow into one half of the budget alone.
+        let streams: u32 = configs.iter().map(|config| config.max_streams).sum();
+        let all = u64::from(streams) * sessions.len() as u64;
+        let has_memory = configs.each_ref().map(|config| config.memory_budget.bytes() / 2 >= all * config.window);
         let mut host = |end: End, opens: &[Duration]| {
             let own = Random::new(random.word());
             Host::new(end, &configs[end as usize], start, opens, own, says)
@@ -46,7 +52,7 @@ impl World {
                 }
                 let hosts = End::BOTH.map(|end| host(end, &session.opens[end as usize]));
                 let faults = session.faults.into_iter().map(|(at, fault)| (start + at, fault)).collect();
-                Link { hosts, ways: session.ways, faults, has_begun: false, was_cut: false }
+                Link { hosts, ways: session.ways, faults, has_begun: false, has_memory, was_cut: false }
             })
             .collect();
         Self { now: start, start, links, random, says }
