@@ -27,6 +27,7 @@ pub(crate) struct World {
     start: Instant,
     links: Vec<Link>,
     random: Random,
+    turns: u32,
     says: bool,
 }
 
@@ -55,38 +56,43 @@ impl World {
                 Link { hosts, ways: session.ways, faults, has_begun: false, has_memory, was_cut: false }
             })
             .collect();
-        Self { now: start, start, links, random, says }
+        Self { now: start, start, links, random, turns: 0, says }
     }
 
     pub(crate) fn play(mut self) {
-        self.run_until(Some(self.start + HORIZON));
+        self.run_until(self.start + HORIZON);
         self.let_go();
         let deadline = self.now + self.links.iter().map(|link| link.time_to_end(self.now)).max().unwrap_or_default();
-        self.run_until(None);
-        assert!(self.now <= deadline, "it took {:?} longer than it may", self.now - deadline);
+        self.run_to_the_end(deadline);
         let budgets = self.links[0].hosts.each_ref().map(|host| host.config.memory_budget.clone());
         self.links.into_iter().for_each(|link| verdict::judge(&link));
         budgets.iter().for_each(|budget| assert_eq!(budget.taken(), 0, "memory was not given back"));
     }
 
-    /// Until then, or until nothing more happens.
-    fn run_until(&mut self, until: Option<Instant>) {
-        for _ in 0..2_000_000 {
-            for link in &mut self.links {
-                link.turn(self.now, &mut self.random, self.says);
-            }
-            self.assert_memory();
-            let next = self.links.iter().filter_map(Link::next).min();
-            match (next, until) {
-                (None, None) => return,
-                (next, Some(until)) if next.is_none_or(|next| next > until) => {
-                    self.now = until;
-                    return;
-                }
-                (next, _) => self.now = next.expect("there is one").max(self.now),
-            }
+    fn run_until(&mut self, until: Instant) {
+        while let Some(next) = self.turn().filter(|next| *next <= until) {
+            self.now = next;
         }
-        panic!("it does not end");
+        self.now = until;
+    }
+
+    /// Until nothing more happens.
+    fn run_to_the_end(&mut self, deadline: Instant) {
+        while let Some(next) = self.turn() {
+            assert!(next <= deadline, "it takes longer than it may");
+            self.now = next;
+        }
+    }
+
+    /// What happens now; gives when something happens next.
+    fn turn(&mut self) -> Option<Instant> {
+        for link in &mut self.links {
+            link.turn(self.now, &mut self.random, self.says);
+        }
+        self.assert_memory();
+        self.turns += 1;
+        assert!(self.turns < 2_000_000, "it does not end");
+        self.links.iter().filter_map(Link::next).min().map(|next| next.max(self.now))
     }
 
     /// Whatever is held back is let go, and the sessions end.
