@@ -25,7 +25,7 @@ use plan::Plan;
 use world::World;
 
 /// Played where nobody asks for another number.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 200;
 
 fn play(seed: u64, says: bool) {
     World::new(Plan::new(seed), says).play();
