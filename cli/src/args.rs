@@ -14,6 +14,7 @@ use virbistream::wire::{DATA_MIN, PRIORITY_MAX};
 
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
+use crate::pki::Pki;
 use crate::uri::Uri;
 
 /// Carries many two-way streams over one connection: the disks and the memory of a live migration.
@@ -59,9 +60,8 @@ impl Command {
             Self::Serve(args) if args.session.max_streams == 0 => {
                 Err("with --max-streams 0 no peer could open a stream".into())
             }
-            Self::Serve(args) if args.libvirt.is_some() => args.check_libvirt().and_then(|()| args.session.check()),
-            Self::Forward(args) => args.check_priorities().and_then(|()| args.session.check()),
-            Self::Serve(ServeArgs { session, .. }) => session.check(),
+            Self::Serve(args) => args.check(),
+            Self::Forward(args) => args.check(),
             Self::Conformance(args) => args.check(),
             Self::Demo(_) | Self::Probe(_) => Ok(()),
         }
@@ -70,7 +70,7 @@ impl Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Where to listen: tcp://HOST:PORT or unix:PATH; can be given more than once. Port 0 takes a free one, and `ready` is
+    /// Where to listen: tls://HOST:PORT, tcp://HOST:PORT or unix:PATH; can be given more than once. Port 0 takes a free one, and `ready` is
     /// followed by the addresses
     #[arg(long, value_name = "ADDRESS", required = true)]
     pub(crate) listen: Vec<Address>,
@@ -78,12 +78,14 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME=unix:PATH", required_unless_present = "libvirt")]
     pub(crate) target: Vec<Target>,
     /// Stand in front of an unmodified libvirtd: what of libvirt's RPC comes passes to it, over a connection for each client.
-    /// All addresses must be UNIX sockets; their mode is 0600
+    /// All addresses must be tls:// or UNIX sockets; their mode is 0600
     #[arg(long, value_name = "unix:PATH")]
     pub(crate) libvirt: Option<Upstream>,
     /// Threads that share the sessions; as many as the machine has cores, if this is not given
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) pki: Pki,
     #[command(flatten)]
     pub(crate) socket: SocketArgs,
     #[command(flatten)]
@@ -92,7 +94,7 @@ pub(crate) struct ServeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ForwardArgs {
-    /// The `virbistream serve` to connect to: tcp://HOST:PORT or unix:PATH
+    /// The `virbistream serve` to connect to: tls://HOST:PORT, tcp://HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) peer: Address,
     /// A socket to listen on, and the peer's target that its connections go to
@@ -106,6 +108,8 @@ pub(crate) struct ForwardArgs {
     #[arg(long)]
     pub(crate) reconnect: bool,
     #[command(flatten)]
+    pub(crate) pki: Pki,
+    #[command(flatten)]
     pub(crate) permissions: SocketArgs,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
@@ -113,7 +117,8 @@ pub(crate) struct ForwardArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ProbeArgs {
-    /// The peer: qemu+unix:///system?socket=PATH, qemu+tcp://HOST[:PORT]/system, tcp://HOST:PORT or unix:///PATH
+    /// The peer: qemu+unix:///system?socket=PATH, qemu+tls://HOST[:PORT]/system[?pkipath=DIR], qemu+tcp://HOST[:PORT]/system,
+    /// tls://HOST:PORT[?pkipath=DIR], tcp://HOST:PORT or unix:///PATH
     pub(crate) uri: Uri,
     #[command(flatten)]
     pub(crate) patience: Patience,
@@ -149,6 +154,12 @@ impl ForwardArgs {
         self.priority.iter().find(|priority| priority.name == name).map_or(PRIORITY, |priority| priority.number)
     }
 
+    fn check(&self) -> Result<(), String> {
+        self.check_priorities()?;
+        self.pki.check([&self.peer].into_iter())?;
+        self.session.check()
+    }
+
     fn check_priorities(&self) -> Result<(), String> {
         let is_socket = |name: &str| self.socket.iter().any(|socket| socket.name == name);
         match self.priority.iter().find(|priority| !is_socket(&priority.name)) {
@@ -163,10 +174,19 @@ impl ServeArgs {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
     }
 
-    /// Who reaches libvirtd can do what root can, and nobody is asked yet who he is.
+    fn check(&self) -> Result<(), String> {
+        self.check_libvirt()?;
+        self.pki.check(self.listen.iter())?;
+        self.session.check()
+    }
+
+    /// Who reaches libvirtd can do what root can: on TCP without TLS nobody is asked who he is.
     fn check_libvirt(&self) -> Result<(), String> {
+        if self.libvirt.is_none() {
+            return Ok(());
+        }
         if let Some(address) = self.listen.iter().find(|address| matches!(address, Address::Tcp { .. })) {
-            return Err(format!("with --libvirt only UNIX sockets can be listened on, not {address}"));
+            return Err(format!("with --libvirt only UNIX sockets and tls:// can be listened on, not {address}"));
         }
         match self.socket.socket_mode {
             Some(mode) if mode & 0o177 != 0 => Err("with --libvirt the mode of the sockets is 0600".into()),
@@ -238,7 +258,9 @@ impl FromStr for Upstream {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse().map_err(|error| format!("{error}"))? {
             Address::Unix(path) => Ok(Self(path)),
-            Address::Tcp { .. } => Err("libvirtd is reached over its UNIX socket: write unix:PATH".into()),
+            Address::Tcp { .. } | Address::Tls { .. } => {
+                Err("libvirtd is reached over its UNIX socket: write unix:PATH".into())
+            }
         }
     }
 }
@@ -264,7 +286,7 @@ impl FromStr for Target {
         let (name, address) = named(text, "NAME=unix:PATH")?;
         match address.parse().map_err(|error| format!("{error}"))? {
             Address::Unix(path) => Ok(Self { name, path }),
-            Address::Tcp { .. } => Err("a target is a UNIX socket: write NAME=unix:PATH".into()),
+            Address::Tcp { .. } | Address::Tls { .. } => Err("a target is a UNIX socket: write NAME=unix:PATH".into()),
         }
     }
 }

@@ -5,6 +5,7 @@ mod conformance;
 mod demo;
 mod forward;
 mod link;
+mod pki;
 mod probe;
 mod running;
 mod serve;

@@ -1,4 +1,6 @@
 //! Sockets, and the loop that drives sessions over them.
+//!
+//! With the feature `tls`, links over TLS, too.
 
 mod address;
 mod backlog;
@@ -17,6 +19,11 @@ mod pool;
 mod relay;
 mod report;
 mod socket;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "no_tls.rs"]
+mod tls;
 mod tokens;
 
 pub use address::{Address, AddressError, UNIX_PATH_MAX};
@@ -29,3 +36,5 @@ pub use listener::{Listener, Permissions};
 pub use relay::{Relay, UnixTargets};
 pub use report::Report;
 pub use socket::Socket;
+#[cfg(feature = "tls")]
+pub use tls::{TlsClient, TlsConfigError, TlsError, TlsKeys, TlsServer, TlsStream};

@@ -1,4 +1,5 @@
 use super::handle::{ListenerKey, SessionKey, StreamKey};
+use super::identity::Identity;
 use crate::proto::{SessionError, StreamError, StreamId, StreamStats};
 use crate::rpc::{self, ProcedureId};
 use crate::wire::{Limits, RemoteError};
@@ -13,6 +14,15 @@ pub enum Report {
         session: SessionKey,
         /// Where from.
         peer: String,
+    },
+    /// The TLS handshake of a link is over, and each side has accepted the other.
+    LinkSecured {
+        /// The session.
+        session: SessionKey,
+        /// `TLS 1.3` or `TLS 1.2`.
+        version: &'static str,
+        /// Who is at the other end.
+        identity: Identity,
     },
     /// HELLO stands.
     Established {
