@@ -22,7 +22,7 @@ pub enum TlsError {
     #[error("the TLS handshake failed: the peer's certificate {0}")]
     Certificate(String),
     /// The peer told us that it fails, as a rule since it does not accept our certificate.
-    #[error("the peer refused the TLS connection: {0}")]
+    #[error("the peer ended the TLS connection: {0}")]
     Refused(String),
     /// A libvirt server, or one of ours, said something else than "your certificate is accepted".
     #[error("the peer does not say that it accepts our certificate")]
@@ -105,6 +105,8 @@ fn incompatible(why: &PeerIncompatible) -> String {
         | PeerIncompatible::Tls12NotOfferedOrEnabled
         | PeerIncompatible::Tls13RequiredForQuic
         | PeerIncompatible::SupportedVersionsExtensionRequired => "neither TLS 1.3 nor 1.2".into(),
+        // What a client of before TLS 1.2 lacks.
+        PeerIncompatible::SignatureAlgorithmsExtensionRequired => "neither TLS 1.3 nor a TLS 1.2 of today".into(),
         other => format!("{other:?}"),
     }
 }
