@@ -3,6 +3,10 @@
 //! The load runs on threads of the same machine, so GiB/s are of everything together; the CPU time is the two ends' alone.
 
 mod load;
+#[cfg(feature = "tls")]
+#[path = "../tests/io_support/pki.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod pki;
 
 use std::io;
 use std::path::Path;
@@ -55,6 +59,46 @@ impl End {
     }
 }
 
+/// What is between the ends.
+enum Link {
+    Plain(Address),
+    #[cfg(feature = "tls")]
+    Tls(virbistream::io::TlsServer, virbistream::io::TlsClient),
+}
+
+impl Link {
+    #[cfg(feature = "tls")]
+    fn tls() -> Self {
+        use virbistream::io::{TlsClient, TlsKeys, TlsServer};
+        let authority = pki::Authority::new("authority");
+        let keys = |leaf: pki::Leaf| {
+            TlsKeys::from_pem(authority.pem().as_bytes(), leaf.certificate.as_bytes(), leaf.key.as_bytes())
+        };
+        let server = keys(authority.server()).and_then(TlsServer::new).expect("a server's keys");
+        let client = keys(authority.client("client")).and_then(TlsClient::new).expect("a client's keys");
+        Self::Tls(server, client)
+    }
+
+    fn listen(&self) -> io::Result<Listener> {
+        match self {
+            Self::Plain(address) => Listener::bind(address, Permissions::default()),
+            #[cfg(feature = "tls")]
+            Self::Tls(server, _) => {
+                Listener::bind_tls(&"tls://127.0.0.1:0".parse().expect("an address"), server.clone())
+            }
+        }
+    }
+
+    fn connect(&self, address: &Address) -> io::Result<Socket> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        match self {
+            Self::Plain(_) => Socket::connect(address, PATIENCE),
+            #[cfg(feature = "tls")]
+            Self::Tls(_, client) => Socket::connect_tls(address, client, PATIENCE),
+        }
+    }
+}
+
 struct Tunnel {
     name: &'static str,
     way: Way,
@@ -62,19 +106,19 @@ struct Tunnel {
 }
 
 impl Tunnel {
-    fn start(name: &'static str, link: &Address, folder: &Path) -> io::Result<Self> {
+    fn start(name: &'static str, link: &Link, folder: &Path) -> io::Result<Self> {
         let [near, far] = ["near", "far"].map(|end| folder.join(format!("{name}.{end}")));
         let way = Way::new(&near, &far)?;
         let ends = [End::start()?, End::start()?];
 
         let mut targets = UnixTargets::new();
         targets.insert("far", far);
-        let listener = Listener::bind(link, Permissions::default())?;
-        let link = listener.address().clone();
+        let listener = link.listen()?;
+        let address = listener.address().clone();
         let options = SessionOptions { targets: Arc::new(targets), ..SessionOptions::default() };
         ends[1].handle.listen(listener, options);
 
-        let socket = Socket::connect(&link, Duration::from_secs(10))?;
+        let socket = link.connect(&address)?;
         let session = ends[0].handle.attach(socket, Side::Connecting, SessionOptions::default());
         let open = Open { target: "far".into(), ..Open::default() };
         let forward = ends[0].handle.forward(Listener::bind(&Address::Unix(near), Permissions::default())?, open);
@@ -92,10 +136,13 @@ fn main() -> io::Result<()> {
     let folder = tempfile::Builder::new().prefix("vbs-").tempdir()?;
     let path = folder.path().to_owned();
     end_after(LIMIT, move || _ = std::fs::remove_dir_all(path));
-    let unix = Address::Unix(folder.path().join("link"));
+    let tcp = Link::Plain("tcp://127.0.0.1:0".parse().expect("an address"));
+    let unix = Link::Plain(Address::Unix(folder.path().join("link")));
     let tunnels = [
-        Tunnel::start("tcp", &"tcp://127.0.0.1:0".parse().expect("an address"), folder.path())?,
+        Tunnel::start("tcp", &tcp, folder.path())?,
         Tunnel::start("unix", &unix, folder.path())?,
+        #[cfg(feature = "tls")]
+        Tunnel::start("tls", &Link::tls(), folder.path())?,
     ];
 
     let mut results = vec![Vec::new(); tunnels.len() * STREAMS.len()];

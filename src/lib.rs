@@ -4,7 +4,7 @@
 //!
 //! - [`wire`]: bytes to packets and back, by `xdr/bistream.x`; no state.
 //! - [`proto`]: [`proto::Session`], a state machine without sockets, clocks or threads, to embed in a loop of yours.
-//! - [`io`]: a mio dispatcher that drives sessions over TCP and UNIX sockets, and relays streams to UNIX sockets.
+//! - [`io`]: a mio dispatcher that drives sessions over TCP, TLS (feature `tls`) and UNIX sockets, and relays streams to UNIX sockets.
 //!
 //! `docs/protocol.md` is normative; "§" in this documentation means its sections. Names in capitals, `HELLO` say, are its messages.
 

@@ -14,6 +14,7 @@ use virbistream::wire::PRIORITY_MAX;
 
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
+use crate::pki::Pki;
 use crate::uri::Uri;
 use crate::values::{Owner, Upstream, parse_mode, parse_window};
 
@@ -64,9 +65,8 @@ impl Command {
             Self::Serve(args) if args.session.max_streams == 0 => {
                 Err("with --max-streams 0 no peer could open a stream".into())
             }
-            Self::Serve(args) if args.libvirt.is_some() => args.check_libvirt().and_then(|()| args.session.check()),
-            Self::Forward(args) => args.check_priorities().and_then(|()| args.session.check()),
-            Self::Serve(ServeArgs { session, .. }) => session.check(),
+            Self::Serve(args) => args.check(),
+            Self::Forward(args) => args.check(),
             Self::Conformance(args) => args.check(),
             Self::Demo(_) | Self::Probe(_) | Self::CheckConfig(_) | Self::Ticket(_) => Ok(()),
         }
@@ -75,7 +75,7 @@ impl Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Where to listen: tcp://HOST:PORT or unix:PATH; can be given more than once. Port 0 takes a free one, and `ready` is
+    /// Where to listen: tls://HOST:PORT, tcp://HOST:PORT or unix:PATH; can be given more than once. Port 0 takes a free one, and `ready` is
     /// followed by the addresses
     #[arg(long, value_name = "ADDRESS", required_unless_present = "config")]
     pub(crate) listen: Vec<Address>,
@@ -86,9 +86,13 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME=unix:PATH", required_unless_present_any = ["libvirt", "config"])]
     pub(crate) target: Vec<Target>,
     /// Stand in front of an unmodified libvirtd: what of libvirt's RPC comes passes to it, over a connection for each client.
-    /// All addresses must be UNIX sockets; their mode is 0600
+    /// All addresses must be tls:// or UNIX sockets; their mode is 0600
     #[arg(long, value_name = "unix:PATH")]
     pub(crate) libvirt: Option<Upstream>,
+    /// Let in over tls:// whose certificate has this name, written as in libvirt's tls_allowed_dn_list; `*` stands for any characters,
+    /// `?` for one
+    #[arg(long, value_name = "DN")]
+    pub(crate) allow_dn: Vec<String>,
     /// Let everybody who reaches a plain TCP address have the targets, from other hosts too: nothing proves who they are, and nothing
     /// that passes is hidden. Without it such addresses are of the loopback
     #[arg(long)]
@@ -103,13 +107,17 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
     #[command(flatten)]
+    pub(crate) pki: Pki,
+    #[command(flatten)]
     pub(crate) socket: SocketArgs,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
 }
 
 /// What a file says instead.
-const CONFIGURED: [&str; 14] = [
+const CONFIGURED: [&str; 16] = [
+    "allow_dn",
+    "directory",
     "max_sessions",
     "listen",
     "target",
@@ -147,7 +155,7 @@ pub(crate) struct TicketArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ForwardArgs {
-    /// The `virbistream serve` to connect to: tcp://HOST:PORT or unix:PATH
+    /// The `virbistream serve` to connect to: tls://HOST:PORT, tcp://HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) peer: Address,
     /// A socket to listen on, and the peer's target that its connections go to
@@ -164,6 +172,8 @@ pub(crate) struct ForwardArgs {
     #[arg(long)]
     pub(crate) reconnect: bool,
     #[command(flatten)]
+    pub(crate) pki: Pki,
+    #[command(flatten)]
     pub(crate) permissions: SocketArgs,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
@@ -171,7 +181,8 @@ pub(crate) struct ForwardArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ProbeArgs {
-    /// The peer: qemu+unix:///system?socket=PATH, qemu+tcp://HOST[:PORT]/system, tcp://HOST:PORT or unix:///PATH
+    /// The peer: qemu+unix:///system?socket=PATH, qemu+tls://HOST[:PORT]/system[?pkipath=DIR], qemu+tcp://HOST[:PORT]/system,
+    /// tls://HOST:PORT[?pkipath=DIR], tcp://HOST:PORT or unix:///PATH
     pub(crate) uri: Uri,
     #[command(flatten)]
     pub(crate) patience: Patience,
@@ -207,6 +218,12 @@ impl ForwardArgs {
         self.priority.iter().find(|priority| priority.name == name).map_or(PRIORITY, |priority| priority.number)
     }
 
+    fn check(&self) -> Result<(), String> {
+        self.check_priorities()?;
+        self.pki.check([&self.peer].into_iter())?;
+        self.session.check()
+    }
+
     fn check_priorities(&self) -> Result<(), String> {
         let is_socket = |name: &str| self.socket.iter().any(|socket| socket.name == name);
         match self.priority.iter().find(|priority| !is_socket(&priority.name)) {
@@ -217,10 +234,26 @@ impl ForwardArgs {
 }
 
 impl ServeArgs {
-    /// Who reaches libvirtd can do what root can, and nobody is asked yet who he is.
+    fn check(&self) -> Result<(), String> {
+        self.check_libvirt()?;
+        self.pki.check(self.listen.iter())?;
+        match self.listen.iter().any(|address| matches!(address, Address::Tls { .. })) {
+            true if self.allow_dn.is_empty() => Err(
+                "nobody could have a session over tls:// without --allow-dn; '*' is for every certificate of the CA's"
+                    .into(),
+            ),
+            false if !self.allow_dn.is_empty() => Err("--allow-dn goes with a tls:// address".into()),
+            _ => self.session.check(),
+        }
+    }
+
+    /// Who reaches libvirtd can do what root can: on TCP without TLS nobody is asked who he is.
     fn check_libvirt(&self) -> Result<(), String> {
+        if self.libvirt.is_none() {
+            return Ok(());
+        }
         if let Some(address) = self.listen.iter().find(|address| matches!(address, Address::Tcp { .. })) {
-            return Err(format!("with --libvirt only UNIX sockets can be listened on, not {address}"));
+            return Err(format!("with --libvirt only UNIX sockets and tls:// can be listened on, not {address}"));
         }
         match self.socket.socket_mode {
             Some(mode) if mode & 0o177 != 0 => Err("with --libvirt the mode of the sockets is 0600".into()),
@@ -303,7 +336,7 @@ impl FromStr for Target {
         let (name, address) = named(text, "NAME=unix:PATH")?;
         match address.parse().map_err(|error| format!("{error}"))? {
             Address::Unix(path) => Ok(Self { name, path }),
-            Address::Tcp { .. } => Err("a target is a UNIX socket: write NAME=unix:PATH".into()),
+            Address::Tcp { .. } | Address::Tls { .. } => Err("a target is a UNIX socket: write NAME=unix:PATH".into()),
         }
     }
 }

@@ -24,11 +24,13 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
             args.peer
         )));
     }
+    // Read again for each connection; what is wrong from the beginning is told before anything listens.
+    args.pki.client(&args.peer)?;
     let running = Running::start(log::Level::Info, NonZeroUsize::MIN)?;
     running.handle().limit(args.session.bandwidth());
     let permissions = args.permissions.permissions();
     let listeners =
-        args.socket.iter().map(|source| bind(&source.address, permissions)).collect::<Result<Vec<_>, _>>()?;
+        args.socket.iter().map(|source| bind(&source.address, permissions, None)).collect::<Result<Vec<_>, _>>()?;
     let forwards = args
         .socket
         .iter()
@@ -106,14 +108,15 @@ impl Forward<'_> {
 
     fn connect(&self) -> Result<Socket, Over> {
         let peer = &self.args.peer;
-        self.running.connect(peer, CONNECT_TIMEOUT);
+        let tls = self.args.pki.client(peer).map_err(|error| Over::Lost(error.into()))?;
+        self.running.connect(peer, tls, CONNECT_TIMEOUT);
         loop {
             match self.running.next(None) {
                 News::Connected(Ok(socket)) => return Ok(socket),
                 News::Connected(Err(source)) => return Err(Over::Lost(Error::Connect { peer: peer.clone(), source })),
                 News::Signal => return Err(Over::Signal),
                 News::Ended(ended) => return Err(Over::Ended(ended)),
-                News::Report(_) | News::Nothing => {}
+                News::Report(_) | News::Hangup | News::Nothing => {}
             }
         }
     }
@@ -141,7 +144,7 @@ impl Forward<'_> {
                 }
                 News::Signal => return Over::Signal,
                 News::Ended(ended) => return Over::Ended(ended),
-                News::Report(_) | News::Connected(_) | News::Nothing => {}
+                News::Report(_) | News::Connected(_) | News::Hangup | News::Nothing => {}
             }
         }
     }
@@ -176,7 +179,7 @@ impl Forward<'_> {
                 News::Signal => return Some(Over::Signal),
                 News::Ended(ended) => return Some(Over::Ended(ended)),
                 News::Nothing => return None,
-                News::Report(_) | News::Connected(_) => {}
+                News::Report(_) | News::Connected(_) | News::Hangup => {}
             }
         }
     }

@@ -10,10 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
-use virbistream::io::{Address, Dispatcher, Handle, Listener, Permissions, Report, Socket};
+use virbistream::io::{
+    Address, Dispatcher, Handle, Listener, Permissions, Report, Socket, TlsClient, TlsConfigError, TlsServer,
+};
 
 /// Why a command failed, in one sentence.
 #[derive(Debug, Error)]
@@ -28,6 +30,8 @@ pub(crate) enum Error {
     SessionEnded { peer: Address, cause: String },
     #[error("{0}")]
     Config(String),
+    #[error(transparent)]
+    Tls(#[from] TlsConfigError),
     #[error("the time to drain had passed, and what had not finished was cut; streams cut: {0}")]
     Cut(usize),
     #[error("the event loop failed: {0}")]
@@ -44,6 +48,8 @@ pub(crate) enum News {
     Connected(io::Result<Socket>),
     /// SIGTERM or SIGINT.
     Signal,
+    /// SIGHUP, if it was asked for.
+    Hangup,
     /// The dispatchers are over, or one of them failed.
     Ended(Result<(), Error>),
     /// The time given has passed.
@@ -80,11 +86,25 @@ impl Running {
         &self.handle
     }
 
+    /// From now on SIGHUP ends nothing, and is told.
+    pub(crate) fn tell_hangups(&self) -> Result<(), Error> {
+        let mut signals = Signals::new([SIGHUP])?;
+        let told = self.sender.clone();
+        thread::spawn(move || signals.forever().take_while(|_| told.send(News::Hangup).is_ok()).for_each(drop));
+        Ok(())
+    }
+
     /// Connects on a thread of its own, since a name that is looked up and an address that is silent take their time, and a
     /// signal ends the command meanwhile. That thread is left to itself then.
-    pub(crate) fn connect(&self, peer: &Address, timeout: Duration) {
+    pub(crate) fn connect(&self, peer: &Address, tls: Option<TlsClient>, timeout: Duration) {
         let (peer, connected) = (peer.clone(), self.sender.clone());
-        let attempt = move || drop(connected.send(News::Connected(Socket::connect(&peer, timeout))));
+        let attempt = move || {
+            let socket = match tls {
+                Some(tls) => Socket::connect_tls(&peer, &tls, timeout),
+                None => Socket::connect(&peer, timeout),
+            };
+            drop(connected.send(News::Connected(socket)));
+        };
         if let Err(error) = thread::Builder::new().spawn(attempt) {
             let _ = self.sender.send(News::Connected(Err(error)));
         }
@@ -120,7 +140,7 @@ impl Running {
                     result?;
                     return if cut == 0 { Ok(()) } else { Err(Error::Cut(cut)) };
                 }
-                News::Report(_) | News::Connected(_) | News::Signal | News::Nothing => {}
+                News::Report(_) | News::Connected(_) | News::Signal | News::Hangup | News::Nothing => {}
             }
         }
     }
@@ -152,9 +172,12 @@ fn allow_descriptors() {
     }
 }
 
-pub(crate) fn bind(address: &Address, permissions: Permissions) -> Result<Listener, Error> {
-    let listener =
-        Listener::bind(address, permissions).map_err(|source| Error::Listen { address: address.clone(), source })?;
+pub(crate) fn bind(address: &Address, permissions: Permissions, tls: Option<&TlsServer>) -> Result<Listener, Error> {
+    let listener = match (address, tls) {
+        (Address::Tls { .. }, Some(tls)) => Listener::bind_tls(address, tls.clone()),
+        _ => Listener::bind(address, permissions),
+    };
+    let listener = listener.map_err(|source| Error::Listen { address: address.clone(), source })?;
     log::info!("listening on {}", listener.address());
     Ok(listener)
 }
@@ -171,6 +194,9 @@ pub(crate) fn say_ready(chosen: &[Address]) {
 fn log(report: &Report, session_failed: log::Level) {
     match report {
         Report::LinkAccepted { session, peer } => log::info!("session {session}: link accepted from {peer}"),
+        Report::LinkSecured { session, version, identity } => {
+            log::info!("session {session}: {version} with {identity}")
+        }
         Report::Established { session, version, limits } => log::info!(
             "session {session}: BiStream {version}, {} streams, {} bytes a packet",
             limits.max_streams,

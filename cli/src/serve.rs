@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use virbistream::io::{Address, LinkLimits, SessionOptions};
+use virbistream::io::{Address, LinkLimits, SessionOptions, TlsServer};
 
 use crate::args::ServeArgs;
 use crate::config::{Mistake, Settings, is_open, open, threads};
 use crate::control::Control;
+use crate::pki::Pki;
 use crate::policy::{Offered, Policy, Rights, Rule, Tickets, Who, glob};
 use crate::running::{Error, News, Running, bind, say_ready};
 
@@ -23,7 +24,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
 }
 
 /// What the command line says. Who reaches a UNIX socket or the loopback may have what is offered; others only by
-/// `--insecure-tcp`.
+/// `--allow-dn` or `--insecure-tcp`.
 fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
     let mut offered = Offered::default();
     for target in &args.target {
@@ -33,7 +34,8 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
     }
     let rights = Rights { targets: vec![glob("*")], daemon: args.libvirt.is_some(), ..Rights::default() };
     let who = if args.insecure_tcp { Who::Anyone } else { Who::Local };
-    let rules = vec![Rule { who, rights }];
+    let by_name = args.allow_dn.iter().map(|dn| Who::Dn(glob(dn)));
+    let rules = by_name.chain([who]).map(|who| Rule { who, rights: rights.clone() }).collect();
     if let Some(address) = args.listen.iter().find(|address| is_open(address)).filter(|_| !args.insecure_tcp) {
         return Err(format!("{}; say --insecure-tcp if everybody who reaches it may have the targets", open(address)));
     }
@@ -46,6 +48,7 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
         permissions,
         libvirt: args.libvirt.as_ref().map(|libvirt| libvirt.0.clone()),
         control: args.control.clone(),
+        pki: args.pki.clone(),
         threads: threads(args.threads),
         max_sessions: args.max_sessions,
         session: args.session.config(),
@@ -86,7 +89,14 @@ fn serve(settings: Settings) -> Result<(), Error> {
         daemon: libvirt,
         ..SessionOptions::default()
     };
+    let tls = match listen.iter().any(|address| matches!(address, Address::Tls { .. })) {
+        true => Some(settings.pki.server()?),
+        false => None,
+    };
     let running = Running::start(log::Level::Warn, settings.threads)?;
+    if tls.is_some() {
+        running.tell_hangups()?;
+    }
     running.handle().limit(settings.bandwidth);
     let most = settings.max_sessions;
     running.handle().limit_links(LinkLimits { sessions: most, half_open: most });
@@ -95,7 +105,8 @@ fn serve(settings: Settings) -> Result<(), Error> {
         Control::start(path, tickets).map_err(|source| Error::Listen { address, source })
     });
     let _control = control.transpose()?;
-    let listeners = listen.iter().map(|address| bind(address, permissions)).collect::<Result<Vec<_>, _>>()?;
+    let bind = |address| bind(address, permissions, tls.as_ref());
+    let listeners = listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
     let mut addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();
     if addresses == listen {
         addresses.clear();
@@ -108,7 +119,16 @@ fn serve(settings: Settings) -> Result<(), Error> {
         match running.next(None) {
             News::Signal => return running.drain(settings.drain),
             News::Ended(ended) => return ended,
+            News::Hangup => tls.iter().for_each(|tls| reload(&settings.pki, tls)),
             News::Report(_) | News::Connected(_) | News::Nothing => {}
         }
+    }
+}
+
+/// A set that is wrong leaves the one before in use: who may connect goes on to.
+fn reload(pki: &Pki, tls: &TlsServer) {
+    match pki.reload(tls) {
+        Ok(()) => log::info!("the certificates were read anew"),
+        Err(error) => log::warn!("the certificates stay as they were: {error}"),
     }
 }

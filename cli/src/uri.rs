@@ -6,7 +6,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use virbistream::io::{Address, UNIX_PATH_MAX};
+use virbistream::io::{Address, TlsClient, TlsConfigError, UNIX_PATH_MAX};
+
+use crate::pki::Pki;
 
 /// Where the system's libvirtd listens.
 const SYSTEM_SOCKET: &str = "/run/libvirt/libvirt-sock";
@@ -14,10 +16,14 @@ const SYSTEM_SOCKET: &str = "/run/libvirt/libvirt-sock";
 /// libvirt's port for TCP without TLS.
 const TCP_PORT: u16 = 16509;
 
-const FORMS: &str =
-    "write qemu+unix:///system?socket=PATH, qemu+tcp://HOST[:PORT]/system, tcp://HOST:PORT or unix:///PATH";
+/// The same with TLS.
+const TLS_PORT: u16 = 16514;
 
-/// `qemu+unix:///system?socket=PATH`, `qemu+tcp://HOST[:PORT]/system`, `tcp://HOST:PORT` or `unix:///PATH`.
+const FORMS: &str = "write qemu+unix:///system?socket=PATH, qemu+tcp://HOST[:PORT]/system, \
+                     qemu+tls://HOST[:PORT]/system[?pkipath=DIR], tcp://HOST:PORT, tls://HOST:PORT[?pkipath=DIR] or unix:///PATH";
+
+/// `qemu+unix:///system?socket=PATH`, `qemu+tcp://HOST[:PORT]/system`, `qemu+tls://HOST[:PORT]/system`, `tcp://HOST:PORT`,
+/// `tls://HOST:PORT` or `unix:///PATH`; TLS with `?pkipath=DIR&no_verify=1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Uri {
     text: String,
@@ -25,6 +31,8 @@ pub(crate) struct Uri {
     pub(crate) address: Address,
     /// What a client asks the daemon to open: `qemu:///system`.
     pub(crate) connection: String,
+    pki: Pki,
+    no_verify: bool,
 }
 
 impl fmt::Display for Uri {
@@ -37,18 +45,40 @@ impl FromStr for Uri {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.starts_with("tcp://") || text.starts_with("unix:") {
-            let address = text.parse().map_err(|error| format!("{error}"))?;
-            return Ok(Self { text: text.into(), address, connection: "qemu:///system".into() });
+        let uri = |address, connection, parameters: Parameters| {
+            let pki = Pki { directory: parameters.pkipath };
+            Self { text: text.into(), address, connection, pki, no_verify: parameters.no_verify }
+        };
+        if text.starts_with("tcp://") || text.starts_with("tls://") || text.starts_with("unix:") {
+            let (address, parameters) = match text.split_once('?') {
+                Some((address, parameters)) if address.starts_with("tls://") => (address, Parameters::of(parameters)?),
+                _ => (text, Parameters::default()),
+            };
+            if parameters.socket.is_some() {
+                return Err("the parameter `socket` goes with +unix".into());
+            }
+            let address = address.parse().map_err(|error| format!("{error}"))?;
+            return Ok(uri(address, "qemu:///system".into(), parameters));
         }
         let parts = Parts::of(text)?;
         let address = match parts.transport {
             "unix" => parts.unix()?,
-            "tcp" => parts.tcp()?,
-            "tls" => return Err("TLS is not built yet: use +unix or +tcp".into()),
-            other => return Err(format!("the transport `{other}` is not known here: use +unix or +tcp")),
+            "tcp" | "tls" => parts.network()?,
+            other => return Err(format!("the transport `{other}` is not known here: use +unix, +tcp or +tls")),
         };
-        Ok(Self { text: text.into(), address, connection: format!("{}://{}", parts.driver, parts.path) })
+        Ok(uri(address, format!("{}://{}", parts.driver, parts.path), parts.parameters))
+    }
+}
+
+impl Uri {
+    /// What we show the peer, if the address has TLS.
+    pub(crate) fn tls(&self) -> Result<Option<TlsClient>, TlsConfigError> {
+        match self.address {
+            Address::Tls { .. } if self.no_verify => {
+                self.pki.client_keys().and_then(TlsClient::without_verification).map(Some)
+            }
+            _ => self.pki.client(&self.address),
+        }
     }
 }
 
@@ -58,7 +88,7 @@ struct Parts<'a> {
     transport: &'a str,
     authority: &'a str,
     path: &'a str,
-    socket: Option<PathBuf>,
+    parameters: Parameters,
 }
 
 impl<'a> Parts<'a> {
@@ -75,59 +105,90 @@ impl<'a> Parts<'a> {
         if path.len() < 2 {
             return Err(format!("`{text}` does not say what to open: add /system"));
         }
-        Ok(Self { driver, transport, authority, path, socket: socket(parameters)? })
+        let parameters = Parameters::of(parameters)?;
+        if transport != "tls" && (parameters.pkipath.is_some() || parameters.no_verify) {
+            return Err("the parameters `pkipath` and `no_verify` go with +tls".into());
+        }
+        Ok(Self { driver, transport, authority, path, parameters })
     }
 
     fn unix(&self) -> Result<Address, String> {
         if !self.authority.is_empty() {
-            return Err(format!("a UNIX socket has no host, and `{}` is one: use +tcp", self.authority));
+            return Err(format!("a UNIX socket has no host, and `{}` is one: use +tls or +tcp", self.authority));
         }
-        match &self.socket {
+        match &self.parameters.socket {
             Some(path) => Ok(Address::Unix(path.clone())),
             None if (self.driver, self.path) == ("qemu", "/system") => Ok(Address::Unix(SYSTEM_SOCKET.into())),
             None => Err(format!("where {}://{} listens is not known: add ?socket=PATH", self.driver, self.path)),
         }
     }
 
-    fn tcp(&self) -> Result<Address, String> {
-        if self.socket.is_some() {
-            return Err("the parameter `socket` goes with +unix, not with +tcp".into());
+    fn network(&self) -> Result<Address, String> {
+        let transport = self.transport;
+        if self.parameters.socket.is_some() {
+            return Err(format!("the parameter `socket` goes with +unix, not with +{transport}"));
         }
         if self.authority.is_empty() {
-            return Err("+tcp needs a host".into());
+            return Err(format!("+{transport} needs a host"));
         }
         if self.authority.contains('@') {
-            return Err("+tcp takes no user".into());
+            return Err(format!("+{transport} takes no user"));
         }
         let has_port = self.authority.rfind(':') > self.authority.rfind(']');
-        let port = if has_port { String::new() } else { format!(":{TCP_PORT}") };
-        format!("tcp://{}{port}", self.authority).parse().map_err(|error| format!("{error}"))
+        let default = if transport == "tls" { TLS_PORT } else { TCP_PORT };
+        let port = if has_port { String::new() } else { format!(":{default}") };
+        format!("{transport}://{}{port}", self.authority).parse().map_err(|error| format!("{error}"))
     }
 }
 
-/// The only parameter there is.
-fn socket(parameters: &str) -> Result<Option<PathBuf>, String> {
-    let mut socket = None;
-    for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        if name != "socket" {
-            return Err(format!("the parameter `{name}` is not known here"));
+/// Behind the question mark.
+#[derive(Default)]
+struct Parameters {
+    socket: Option<PathBuf>,
+    pkipath: Option<PathBuf>,
+    no_verify: bool,
+}
+
+impl Parameters {
+    fn of(text: &str) -> Result<Self, String> {
+        let mut parameters = Self::default();
+        let mut seen = Vec::new();
+        for parameter in text.split('&').filter(|parameter| !parameter.is_empty()) {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            match name {
+                "socket" => parameters.socket = Some(socket_path(value)?),
+                "pkipath" => parameters.pkipath = Some(path(name, value)?),
+                "no_verify" => {
+                    parameters.no_verify = match value {
+                        "0" => false,
+                        "1" => true,
+                        _ => return Err("the parameter `no_verify` is 0 or 1".into()),
+                    }
+                }
+                _ => return Err(format!("the parameter `{name}` is not known here")),
+            }
+            if seen.contains(&name) {
+                return Err(format!("the parameter `{name}` is given twice"));
+            }
+            seen.push(name);
         }
-        if socket.replace(socket_path(value)?).is_some() {
-            return Err("the parameter `socket` is given twice".into());
-        }
+        Ok(parameters)
     }
-    Ok(socket)
+}
+
+fn path(name: &str, value: &str) -> Result<PathBuf, String> {
+    let path = percent_decoded(value).ok_or_else(|| format!("`{value}` has a % without two hexadecimal digits"))?;
+    if path.as_bytes().first() != Some(&b'/') {
+        return Err(format!("the parameter `{name}` is a path that begins with /"));
+    }
+    if path.as_bytes().contains(&0) {
+        return Err(format!("the parameter `{name}` has a NUL byte"));
+    }
+    Ok(path.into())
 }
 
 fn socket_path(value: &str) -> Result<PathBuf, String> {
-    let path = percent_decoded(value).ok_or_else(|| format!("`{value}` has a % without two hexadecimal digits"))?;
-    if path.as_bytes().first() != Some(&b'/') {
-        return Err("the parameter `socket` is a path that begins with /".into());
-    }
-    if path.as_bytes().contains(&0) {
-        return Err("the parameter `socket` has a NUL byte".into());
-    }
+    let path = path("socket", value)?.into_os_string();
     if path.len() > UNIX_PATH_MAX {
         return Err(format!("the socket's path has {} bytes; at most {UNIX_PATH_MAX} are possible", path.len()));
     }
@@ -178,6 +239,11 @@ mod tests {
             ("qemu+tcp://[::1]/system", "tcp://[::1]:16509", "qemu:///system"),
             ("qemu+tcp://[::1]:2/session", "tcp://[::1]:2", "qemu:///session"),
             ("test+tcp://192.0.2.2/default", "tcp://192.0.2.2:16509", "test:///default"),
+            ("qemu+tls://host/system", "tls://host:16514", "qemu:///system"),
+            ("qemu://host/system", "tls://host:16514", "qemu:///system"),
+            ("qemu+tls://[::1]:2/system?pkipath=/a%20b&no_verify=1", "tls://[::1]:2", "qemu:///system"),
+            ("tls://host:16514", "tls://host:16514", "qemu:///system"),
+            ("tls://host:16514?pkipath=/a&no_verify=0", "tls://host:16514", "qemu:///system"),
             ("tcp://host:16599", "tcp://host:16599", "qemu:///system"),
             ("unix:///a/b", "unix:/a/b", "qemu:///system"),
             ("unix:/a/b", "unix:/a/b", "qemu:///system"),
@@ -194,8 +260,14 @@ mod tests {
             ("/run/libvirt/libvirt-sock", "qemu+unix:///system"),
             ("://host/system", "qemu+unix:///system"),
             ("+tcp://host/system", "qemu+unix:///system"),
-            ("qemu+tls://host/system", "not built yet"),
-            ("qemu://host/system", "not built yet"),
+            ("qemu+tls:///system", "host"),
+            ("qemu+tls://host/system?socket=/a", "`socket`"),
+            ("qemu+tls://host/system?no_verify=yes", "0 or 1"),
+            ("qemu+tls://host/system?pkipath=a", "begins with /"),
+            ("qemu+tls://host/system?pkipath=/a&pkipath=/b", "twice"),
+            ("qemu+tcp://host/system?pkipath=/a", "+tls"),
+            ("tls://host", "port"),
+            ("tls://host:1?socket=/a", "`socket`"),
             ("qemu+ssh://host/system", "`ssh`"),
             ("qemu+://host/system", "``"),
             ("qemu+unix:///session", "add ?socket=PATH"),

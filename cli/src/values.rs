@@ -17,7 +17,9 @@ impl FromStr for Upstream {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse().map_err(|error| format!("{error}"))? {
             Address::Unix(path) => Ok(Self(path)),
-            Address::Tcp { .. } => Err("libvirtd is reached over its UNIX socket: write unix:PATH".into()),
+            Address::Tcp { .. } | Address::Tls { .. } => {
+                Err("libvirtd is reached over its UNIX socket: write unix:PATH".into())
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 use std::fmt;
 
+use crate::wire::Escaped;
+
 /// Who is at the other end of a link, as far as its transport proves it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -16,6 +18,14 @@ pub enum Identity {
         /// Its group.
         gid: u32,
     },
+    /// The owner of a certificate that was verified: it is of our authority, valid today, and for what it was used for.
+    Certificate {
+        /// Its distinguished name as libvirt's `tls_allowed_dn_list` has it: `C=GB,O=Red Hat,CN=host`, in the certificate's order,
+        /// escaped as in RFC 4514. A CA may have let anything into it, control characters too.
+        dn: String,
+        /// The DNS names and addresses that the certificate is for.
+        names: Vec<String>,
+    },
 }
 
 /// For people to read.
@@ -25,6 +35,7 @@ impl fmt::Display for Identity {
             Self::Unknown => f.write_str("nobody known"),
             Self::Loopback => f.write_str("a process of this host"),
             Self::Local { uid, .. } => write!(f, "uid {uid}"),
+            Self::Certificate { dn, .. } => write!(f, "{}", Escaped(dn)),
         }
     }
 }

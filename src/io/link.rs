@@ -11,9 +11,11 @@ use mio::{Interest, Registry, Token};
 use super::identity::Identity;
 use super::pool::{Buffer, Pool};
 use super::socket::Socket;
+use super::tls::Tls;
 
 pub(super) struct Link {
     socket: Socket,
+    tls: Option<Box<Tls>>,
     identity: Identity,
     pub(super) token: Token,
     can_read: bool,
@@ -36,9 +38,12 @@ pub(super) enum Received {
 impl Link {
     pub(super) fn new(mut socket: Socket, registry: &Registry, token: Token) -> io::Result<Self> {
         socket.register(registry, token, Interest::READABLE | Interest::WRITABLE)?;
-        let identity = socket.identity();
+        let tls = socket.take_tls();
+        // What its certificate says alone counts, wherever it connects from.
+        let identity = if tls.is_some() { Identity::Unknown } else { socket.identity() };
         Ok(Self {
             socket,
+            tls,
             identity,
             token,
             can_read: true,
@@ -62,16 +67,30 @@ impl Link {
         &self.identity
     }
 
+    /// Whether a session may use it: over TLS not before each side has accepted the other.
+    pub(super) fn is_open(&self) -> bool {
+        self.tls.as_ref().is_none_or(|tls| tls.is_open())
+    }
+
+    /// What secures it, for people to read.
+    pub(super) fn security(&self) -> Option<&'static str> {
+        self.tls.as_ref().map(|tls| tls.version())
+    }
+
     /// Whether reading was stopped before the socket was drained: no event will tell again.
     pub(super) fn is_readable(&self) -> bool {
         self.can_read
     }
 
     pub(super) fn read(&mut self, buf: &mut [u8]) -> io::Result<Received> {
+        if !self.is_open() {
+            self.flush()?;
+        }
         while self.can_read {
-            let read = match &mut self.descriptors {
-                Some(descriptors) => self.socket.read_with_descriptors(buf, descriptors),
-                None => self.socket.read(buf),
+            let read = match (&mut self.tls, &mut self.descriptors) {
+                (Some(tls), _) => tls.read(&mut self.socket, buf),
+                (None, Some(descriptors)) => self.socket.read_with_descriptors(buf, descriptors),
+                (None, None) => self.socket.read(buf),
             };
             match read {
                 Ok(0) => {
@@ -87,9 +106,16 @@ impl Link {
         Ok(Received::Nothing)
     }
 
+    /// What its transport now proves.
+    pub(super) fn learn_identity(&mut self) {
+        if let Some(tls) = &self.tls {
+            self.identity = tls.identity().clone();
+        }
+    }
+
     /// Whether something waits for the socket to take it.
     pub(super) fn is_writing(&self) -> bool {
-        self.out.is_some() || self.descriptor.is_some()
+        self.out.is_some() || self.descriptor.is_some() || self.tls.as_ref().is_some_and(|tls| tls.is_writing())
     }
 
     /// From now on descriptors are looked for.
@@ -113,18 +139,25 @@ impl Link {
     }
 
     pub(super) fn can_write(&self) -> bool {
-        self.can_write
+        self.can_write && self.is_open()
     }
 
     /// Writes the buffer, or what is left of the one before. Gives how many bytes the socket took.
     pub(super) fn write(&mut self, buffer: Option<Buffer>, pool: &mut Pool) -> io::Result<usize> {
+        self.flush()?;
         let Some(mut out) = buffer.or_else(|| self.out.take()) else { return self.write_descriptor() };
         let mut written = 0;
         while self.can_write && !out.filled().is_empty() {
-            match self.socket.write(out.filled()) {
+            let taken = match &mut self.tls {
+                Some(tls) => tls.write(&mut self.socket, out.filled()),
+                None => self.socket.write(out.filled()),
+            };
+            match taken {
                 Ok(len) => {
                     out.advance(len);
                     written += len;
+                    // It was taken, and stands encrypted before the socket.
+                    self.can_write = self.tls.as_ref().is_none_or(|tls| !tls.is_writing());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.can_write = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -142,6 +175,14 @@ impl Link {
         Ok(written + self.write_descriptor()?)
     }
 
+    /// Writes what TLS has encrypted.
+    fn flush(&mut self) -> io::Result<()> {
+        if let Some(tls) = self.tls.as_mut().filter(|tls| self.can_write && tls.is_writing()) {
+            self.can_write = tls.flush(&mut self.socket)?;
+        }
+        Ok(())
+    }
+
     fn write_descriptor(&mut self) -> io::Result<usize> {
         while let Some((byte, descriptor)) = self.descriptor.as_ref().filter(|_| self.can_write) {
             match self.socket.write_with_descriptor(*byte, descriptor.as_fd()) {
@@ -157,7 +198,10 @@ impl Link {
         Ok(0)
     }
 
-    pub(super) fn shutdown_write(&self) {
+    pub(super) fn shutdown_write(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            let _ = tls.finish(&mut self.socket);
+        }
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 

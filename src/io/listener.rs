@@ -11,7 +11,9 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use super::address::Address;
-use super::socket::Socket;
+use super::socket::{Socket, no_certificates};
+#[cfg(feature = "tls")]
+use super::tls::TlsServer;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -40,6 +42,8 @@ pub struct Listener {
 #[derive(Debug)]
 enum Kind {
     Tcp(mio::net::TcpListener),
+    #[cfg(feature = "tls")]
+    Tls(mio::net::TcpListener, TlsServer),
     Unix(mio::net::UnixListener),
 }
 
@@ -51,18 +55,30 @@ impl Listener {
     /// `PATH.virbistream-lock` stands beside it.
     ///
     /// # Errors
-    /// The system's; `AddrInUse` when somebody listens there or is about to, or the path is no socket.
+    /// The system's; `AddrInUse` when somebody listens there or is about to, or the path is no socket; `InvalidInput` for an
+    /// address with TLS, which `bind_tls` takes.
     pub fn bind(address: &Address, permissions: Permissions) -> io::Result<Self> {
         match address {
             Address::Tcp { host, port } => {
-                let listener = TcpListener::bind(&(host.as_str(), *port).to_socket_addrs()?.collect::<Vec<_>>()[..])?;
-                listener.set_nonblocking(true)?;
-                let port = listener.local_addr()?.port();
-                let kind = Kind::Tcp(mio::net::TcpListener::from_std(listener));
-                Ok(Self { _file: None, kind, address: Address::Tcp { host: host.clone(), port } })
+                let (listener, port) = bind_tcp(host, *port)?;
+                Ok(Self { _file: None, kind: Kind::Tcp(listener), address: Address::Tcp { host: host.clone(), port } })
             }
+            Address::Tls { .. } => Err(no_certificates()),
             Address::Unix(path) => Self::bind_unix(path, permissions),
         }
+    }
+
+    /// Listens on an address with TLS: only who has a certificate of the server's authority gets through, clients of libvirt's, too.
+    ///
+    /// # Errors
+    /// The system's; `InvalidInput` for an address without TLS.
+    #[cfg(feature = "tls")]
+    pub fn bind_tls(address: &Address, tls: TlsServer) -> io::Result<Self> {
+        let Address::Tls { host, port } = address else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is no address with TLS")));
+        };
+        let (listener, port) = bind_tcp(host, *port)?;
+        Ok(Self { _file: None, kind: Kind::Tls(listener, tls), address: Address::Tls { host: host.clone(), port } })
     }
 
     fn bind_unix(path: &Path, permissions: Permissions) -> io::Result<Self> {
@@ -107,6 +123,8 @@ impl Listener {
     pub(super) fn accept(&self) -> io::Result<Socket> {
         match &self.kind {
             Kind::Tcp(listener) => Socket::from_tcp(listener.accept()?.0.into()),
+            #[cfg(feature = "tls")]
+            Kind::Tls(listener, tls) => Ok(Socket::from_tcp(listener.accept()?.0.into())?.with_tls(tls.link()?)),
             Kind::Unix(listener) => Socket::from_unix(listener.accept()?.0.into()),
         }
     }
@@ -123,9 +141,18 @@ impl Listener {
     fn as_raw_fd(&self) -> RawFd {
         match &self.kind {
             Kind::Tcp(listener) => listener.as_raw_fd(),
+            #[cfg(feature = "tls")]
+            Kind::Tls(listener, _) => listener.as_raw_fd(),
             Kind::Unix(listener) => listener.as_raw_fd(),
         }
     }
+}
+
+fn bind_tcp(host: &str, port: u16) -> io::Result<(mio::net::TcpListener, u16)> {
+    let listener = TcpListener::bind(&(host, port).to_socket_addrs()?.collect::<Vec<_>>()[..])?;
+    listener.set_nonblocking(true)?;
+    let port = listener.local_addr()?.port();
+    Ok((mio::net::TcpListener::from_std(listener), port))
 }
 
 /// Removes the socket file of a process that is gone. Under the lock only: who looks without it may take a socket that is not

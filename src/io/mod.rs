@@ -1,4 +1,6 @@
 //! Sockets, and the loop that drives sessions over them.
+//!
+//! With the feature `tls`, links over TLS, too.
 
 mod access;
 mod address;
@@ -20,6 +22,11 @@ mod pool;
 mod relay;
 mod report;
 mod socket;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "no_tls.rs"]
+mod tls;
 mod tokens;
 
 pub use access::{Access, Admission, Caller, Permit};
@@ -34,3 +41,5 @@ pub use places::{LinkCounts, LinkLimits};
 pub use relay::{Relay, UnixTargets};
 pub use report::Report;
 pub use socket::Socket;
+#[cfg(feature = "tls")]
+pub use tls::{TlsClient, TlsConfigError, TlsError, TlsKeys, TlsServer, TlsStream};

@@ -1,4 +1,5 @@
 use super::handle::{ListenerKey, SessionKey, StreamKey};
+use super::identity::Identity;
 use crate::proto::{SessionError, StreamError, StreamId, StreamStats};
 use crate::rpc::{self, ProcedureId};
 use crate::wire::{Limits, RemoteError};
@@ -21,6 +22,15 @@ pub enum Report {
         peer: String,
         /// How many since this was told before.
         count: u64,
+    },
+    /// The TLS handshake of a link is over, and each side has accepted the other.
+    LinkSecured {
+        /// The session.
+        session: SessionKey,
+        /// `TLS 1.3` or `TLS 1.2`.
+        version: &'static str,
+        /// Who is at the other end.
+        identity: Identity,
     },
     /// HELLO stands.
     Established {

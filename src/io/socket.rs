@@ -22,6 +22,9 @@ use socket2::SockRef;
 
 use super::address::Address;
 use super::identity::Identity;
+use super::tls::Tls;
+#[cfg(feature = "tls")]
+use super::tls::TlsClient;
 
 /// Bytes that may wait unsent in the kernel before a TCP link stops being writable: what is sent next is decided late,
 /// so that an urgent packet does not stand behind megabytes.
@@ -34,10 +37,17 @@ const BACKLOG_RETRY: Duration = Duration::from_millis(20);
 pub(super) const DESCRIPTORS_MAX: usize = 32;
 
 /// A connected stream socket, non-blocking.
-#[derive(Debug)]
 pub struct Socket {
     kind: Kind,
     peer: String,
+    /// What a link does on it first. Nothing else may read or write it.
+    tls: Option<Box<Tls>>,
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socket").field("kind", &self.kind).field("peer", &self.peer).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -52,21 +62,40 @@ impl Socket {
     ///
     /// # Errors
     /// The system's, of the last address tried; `TimedOut` when `timeout` has passed, as it does when a UNIX socket's
-    /// backlog stays full.
+    /// backlog stays full; `InvalidInput` for an address with TLS, which `connect_tls` takes.
     pub fn connect(address: &Address, timeout: Duration) -> io::Result<Self> {
         match address {
             Address::Unix(path) => Self::connect_unix(path, timeout),
-            Address::Tcp { host, port } => {
-                let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                for address in (host.as_str(), *port).to_socket_addrs()? {
-                    match TcpStream::connect_timeout(&address, timeout) {
-                        Ok(stream) => return Self::from_tcp(stream),
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
-            }
+            Address::Tcp { host, port } => Self::from_tcp(dial_tcp(host, *port, timeout)?),
+            Address::Tls { .. } => Err(no_certificates()),
         }
+    }
+
+    /// The same for an address with TLS. The handshake is the dispatcher's, once a session is held on it; nothing is sent
+    /// before it has ended well.
+    ///
+    /// # Errors
+    /// As of `connect`; `InvalidInput` for an address without TLS.
+    #[cfg(feature = "tls")]
+    pub fn connect_tls(address: &Address, tls: &TlsClient, timeout: Duration) -> io::Result<Self> {
+        let Address::Tls { host, port } = address else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is no address with TLS")));
+        };
+        // First, since it judges the name.
+        let tls = tls.link(host)?;
+        Self::from_tcp(dial_tcp(host, *port, timeout)?).map(|socket| socket.with_tls(tls))
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn with_tls(mut self, tls: Box<Tls>) -> Self {
+        self.peer = self.peer.replacen("tcp", "tls", 1);
+        self.tls = Some(tls);
+        self
+    }
+
+    /// What is to be done on it first; from then on it is read and written as it is.
+    pub(super) fn take_tls(&mut self) -> Option<Box<Tls>> {
+        self.tls.take()
     }
 
     fn connect_unix(path: &Path, timeout: Duration) -> io::Result<Self> {
@@ -93,7 +122,7 @@ impl Socket {
         stream.set_nodelay(true)?;
         SockRef::from(&stream).set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
         let peer = stream.peer_addr().map_or_else(|_| "tcp".into(), |peer| format!("tcp://{peer}"));
-        Ok(Self { kind: Kind::Tcp(mio::net::TcpStream::from_std(stream)), peer })
+        Ok(Self { kind: Kind::Tcp(mio::net::TcpStream::from_std(stream)), peer, tls: None })
     }
 
     /// Takes a connected UNIX socket.
@@ -106,7 +135,7 @@ impl Socket {
             Some(path) => format!("unix:{}", path.display()),
             None => "unix".into(),
         };
-        Ok(Self { kind: Kind::Unix(mio::net::UnixStream::from_std(stream)), peer })
+        Ok(Self { kind: Kind::Unix(mio::net::UnixStream::from_std(stream)), peer, tls: None })
     }
 
     /// Dials a UNIX socket without blocking: `WouldBlock` when its backlog is full.
@@ -122,7 +151,7 @@ impl Socket {
         &self.peer
     }
 
-    /// Who is at the other end, as far as it can be proven.
+    /// Who is at the other end, as far as it can be proven now: over TLS not before the handshake is over.
     pub fn identity(&self) -> Identity {
         match &self.kind {
             Kind::Tcp(stream) => match stream.peer_addr() {
@@ -185,12 +214,36 @@ impl Socket {
         Ok(())
     }
 
+    /// What is written past TLS could be read by anybody.
+    fn assert_plain(&self) -> io::Result<()> {
+        match self.tls {
+            None => Ok(()),
+            Some(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "only a session can be held over TLS")),
+        }
+    }
+
     fn source(&mut self) -> &mut dyn Source {
         match &mut self.kind {
             Kind::Tcp(stream) => stream,
             Kind::Unix(stream) => stream,
         }
     }
+}
+
+fn dial_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, timeout) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// An address with TLS, and no certificates for it.
+pub(super) fn no_certificates() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "TLS needs certificates, and none are given")
 }
 
 impl fmt::Display for Socket {
@@ -201,6 +254,7 @@ impl fmt::Display for Socket {
 
 impl Read for Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.assert_plain()?;
         match &mut self.kind {
             Kind::Tcp(stream) => stream.read(buf),
             Kind::Unix(stream) => stream.read(buf),
@@ -210,6 +264,7 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.assert_plain()?;
         match &mut self.kind {
             Kind::Tcp(stream) => stream.write(buf),
             Kind::Unix(stream) => stream.write(buf),
@@ -217,6 +272,7 @@ impl Write for Socket {
     }
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.assert_plain()?;
         match &mut self.kind {
             Kind::Tcp(stream) => stream.write_vectored(bufs),
             Kind::Unix(stream) => stream.write_vectored(bufs),

@@ -13,6 +13,7 @@ use virbistream::io::{Address, Permissions};
 use virbistream::proto::{Config, MemoryBudget};
 use virbistream::wire::{is_valid_target, kind};
 
+use crate::pki::Pki;
 use crate::policy::{Offered, Pattern, Rights, Rule, Who, glob};
 use crate::values::{Owner, Upstream, parse_mode, parse_window};
 use table::{Source, Table};
@@ -28,6 +29,7 @@ pub(crate) struct Settings {
     pub(crate) permissions: Permissions,
     pub(crate) libvirt: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
+    pub(crate) pki: Pki,
     pub(crate) threads: NonZeroUsize,
     pub(crate) max_sessions: usize,
     pub(crate) session: Config,
@@ -65,6 +67,7 @@ impl Settings {
             permissions: Permissions { mode, user: owner.user, group: owner.group },
             libvirt: table.parsed("libvirt").map(|Upstream(path)| path),
             control: table.text("control").map(PathBuf::from),
+            pki: Pki { directory: table.text("pki").map(PathBuf::from) },
             threads: threads(table.number("threads", 1..1025).and_then(|number| NonZeroUsize::new(number as usize))),
             max_sessions: table.number("max_sessions", 1..1 << 32).map_or(1024, |number| number as usize),
             bandwidth: table.parsed("bandwidth").map(|ByteSize(bytes)| bytes),
@@ -95,6 +98,10 @@ impl Settings {
         let anyone = self.rules.iter().any(|rule| rule.who == Who::Anyone);
         if let Some(address) = self.listen.iter().find(|address| is_open(address)).filter(|_| !anyone) {
             table.mistake_at("listen", format!("{}, and no [[allow]] is for `anyone`", open(address)));
+        }
+        let is_tls = self.listen.iter().any(|address| matches!(address, Address::Tls { .. }));
+        if self.pki.directory.is_some() && !is_tls {
+            table.mistake_at("pki", "`pki` goes with a tls:// address");
         }
         if self.libvirt.is_none() && self.rules.iter().any(|rule| rule.rights.daemon) {
             table.mistake_at("allow", "a rule lets somebody reach libvirtd, and `libvirt` says not where it is");
@@ -163,7 +170,9 @@ fn rule(mut table: Table<'_, '_>) -> Option<Rule> {
 }
 
 fn who(table: &mut Table<'_, '_>) -> Option<Who> {
-    let named = ["uid", "local", "anyone"].into_iter().filter(|key| table.has(key)).count();
+    let named = ["dn", "name", "uid", "local", "anyone"].into_iter().filter(|key| table.has(key)).count();
+    let dn = table.text("dn").map(|dn| Who::Dn(glob(dn)));
+    let name = table.text("name").map(|name| Who::Name(glob(name)));
     let uid = table.number("uid", 0..u64::from(u32::MAX)).map(|uid| Who::Uid(uid as u32));
     let mut by_flag = |key, who| match table.flag(key) {
         Some(false) => {
@@ -175,10 +184,10 @@ fn who(table: &mut Table<'_, '_>) -> Option<Who> {
     };
     let (local, anyone) = (by_flag("local", Who::Local), by_flag("anyone", Who::Anyone));
     if named != 1 {
-        table.mistake("a rule is for one of `uid = NUMBER`, `local = true` and `anyone = true`");
+        table.mistake("a rule is for one of `dn`, `name`, `uid`, `local = true` and `anyone = true`");
         return None;
     }
-    uid.or(local).or(anyone)
+    dn.or(name).or(uid).or(local).or(anyone)
 }
 
 fn kind_number(text: &str) -> Result<u32, String> {
@@ -202,7 +211,7 @@ pub(crate) fn is_open(address: &Address) -> bool {
             let ip = host.parse::<IpAddr>().map(|ip| ip.to_canonical().is_loopback());
             !ip.unwrap_or(host == "localhost")
         }
-        Address::Unix(_) => false,
+        Address::Tls { .. } | Address::Unix(_) => false,
     }
 }
 
@@ -247,6 +256,10 @@ bandwidth = "100MiB"
 local = true
 targets = ["vda"]
 libvirt = true
+
+[[allow]]
+dn = "C=GB,*"
+targets = ["*"]
 "#;
 
     #[test]
@@ -257,7 +270,7 @@ libvirt = true
         assert_eq!(settings.session.memory_budget.bytes(), 64 << 20);
         assert_eq!((settings.bandwidth, settings.drain), (Some(1 << 30), Duration::from_secs(5)));
         assert_eq!((settings.permissions.mode, settings.threads.get()), (Some(0o660), 2));
-        let [first, second] = &settings.rules[..] else { panic!("{:?}", settings.rules) };
+        let [first, second, _] = &settings.rules[..] else { panic!("{:?}", settings.rules) };
         assert_eq!((&first.who, first.rights.sessions), (&Who::Uid(107), Some(4)));
         assert_eq!(first.rights.kinds, Some(vec![kind::DISK, kind::MEMORY]));
         assert_eq!((&second.who, second.rights.daemon), (&Who::Local, true));

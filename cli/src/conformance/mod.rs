@@ -23,7 +23,8 @@ pub(crate) use runner::run;
 
 #[derive(Debug, Args)]
 pub(crate) struct ConformanceArgs {
-    /// The peer: qemu+unix:///system?socket=PATH, qemu+tcp://HOST[:PORT]/system, tcp://HOST:PORT or unix:///PATH
+    /// The peer: qemu+unix:///system?socket=PATH, qemu+tls://HOST[:PORT]/system[?pkipath=DIR], qemu+tcp://HOST[:PORT]/system,
+    /// tls://HOST:PORT[?pkipath=DIR], tcp://HOST:PORT or unix:///PATH
     #[arg(required_unless_present = "list")]
     uri: Option<Uri>,
     /// Only the cases of this section

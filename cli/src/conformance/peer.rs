@@ -78,7 +78,7 @@ pub(super) fn rpc_error(text: impl Into<String>) -> RemoteError {
 
 impl Peer {
     pub(super) fn connect(setting: &Setting) -> Result<Self, Fault> {
-        let link = Link::connect(&setting.uri.address, Instant::now() + setting.timeout)
+        let link = Link::connect(&setting.uri, Instant::now() + setting.timeout)
             .map_err(|error| Fault::new("a connection", error))?;
         let (connection, timeout) = (setting.uri.connection.clone(), setting.timeout);
         let end = Instant::now() + CASE * timeout;

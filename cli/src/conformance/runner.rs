@@ -28,7 +28,7 @@ pub(crate) fn run(args: &ConformanceArgs) -> Result<ExitCode, String> {
     };
     let setting = Setting { uri, timeout: args.patience.timeout, pool: args.pool.clone(), target: args.target.clone() };
     // Where nobody is, that is said once and not by every case.
-    Link::connect(&setting.uri.address, Instant::now() + setting.timeout)
+    Link::connect(&setting.uri, Instant::now() + setting.timeout)
         .map_err(|error| format!("cannot connect to {}: {error}", setting.uri))?;
     let cases = match chosen.iter().any(is_bistream) {
         true => fitting(chosen, &setting, !args.case.is_empty())?,

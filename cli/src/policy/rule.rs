@@ -11,6 +11,10 @@ pub(crate) struct Rule {
 /// Whom a rule is for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Who {
+    /// Whose certificate has this distinguished name.
+    Dn(WildMatch),
+    /// Whose certificate is for a host or address of this name.
+    Name(WildMatch),
     /// A user of this host, over a UNIX socket.
     Uid(u32),
     /// Every user of this host, over a UNIX socket or the loopback.
@@ -22,6 +26,8 @@ pub(crate) enum Who {
 impl Who {
     pub(crate) fn is(&self, identity: &Identity) -> bool {
         match (self, identity) {
+            (Self::Dn(glob), Identity::Certificate { dn, .. }) => glob.matches(dn),
+            (Self::Name(glob), Identity::Certificate { names, .. }) => names.iter().any(|name| glob.matches(name)),
             (Self::Uid(uid), Identity::Local { uid: theirs, .. }) => uid == theirs,
             (Self::Local, Identity::Local { .. } | Identity::Loopback) | (Self::Anyone, _) => true,
             _ => false,
@@ -72,6 +78,10 @@ mod tests {
     #[test]
     fn a_rule_is_for_whom_it_names_and_nobody_else() {
         let uid = |uid| Identity::Local { uid, gid: 0 };
+        let certificate = || Identity::Certificate {
+            dn: "C=GB,O=x,CN=a".into(),
+            names: vec!["a.example.org".into(), "192.0.2.1".into()],
+        };
         let cases = [
             (Who::Uid(107), uid(107), true),
             (Who::Uid(107), uid(108), false),
@@ -81,6 +91,12 @@ mod tests {
             (Who::Local, Identity::Loopback, true),
             (Who::Local, Identity::Unknown, false),
             (Who::Anyone, Identity::Unknown, true),
+            (Who::Dn(glob("C=GB,*CN=a")), certificate(), true),
+            (Who::Dn(glob("CN=a")), certificate(), false),
+            (Who::Name(glob("*.example.org")), certificate(), true),
+            (Who::Name(glob("b.*")), certificate(), false),
+            (Who::Dn(glob("*")), uid(0), false),
+            (Who::Local, certificate(), false),
         ];
         for (who, identity, expected) in cases {
             assert_eq!(who.is(&identity), expected, "{who:?}, {identity:?}");

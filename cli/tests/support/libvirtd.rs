@@ -11,7 +11,6 @@ const CONFIG: &str = r#"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
 unix_sock_rw_perms = "0700"
-listen_tls = 0
 listen_tcp = 1
 auth_tcp = "none"
 listen_addr = "127.0.0.1"
@@ -62,11 +61,17 @@ pub(crate) struct Libvirtd {
 impl Libvirtd {
     #[track_caller]
     pub(crate) fn start() -> Self {
+        Self::start_with("listen_tls = 0\n")
+    }
+
+    /// With more in its configuration: whether it listens for TLS, at the port 16514 of its own network.
+    #[track_caller]
+    pub(crate) fn start_with(more: &str) -> Self {
         need_root("run a libvirtd in namespaces of its own");
         super::need("libvirtd", "libvirt-daemon");
         super::need("ip", "iproute2");
         let scratch = Scratch::new();
-        std::fs::write(scratch.join("libvirtd.conf"), CONFIG).expect("a new file");
+        std::fs::write(scratch.join("libvirtd.conf"), format!("{CONFIG}{more}")).expect("a new file");
         std::fs::write(scratch.join("qemu.conf"), QEMU_CONFIG).expect("a new file");
         let process = Run::new("unshare", "util-linux")
             .named("libvirtd")

@@ -31,6 +31,9 @@ const TURN: usize = 1 << 20;
 /// How long a link outlives its session, so that the peer gets our last packet before the socket is closed.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// How long a TLS handshake may take where HELLO may take for ever.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
 /// What a peer needs of its dispatcher, for the length of a call.
 pub(super) struct Context<'a> {
     pub(super) registry: &'a Registry,
@@ -58,6 +61,8 @@ pub(super) struct Peer {
     key: SessionKey,
     session: Session,
     link: Link,
+    /// By when the link must be open, and how long it had; `None` once it is.
+    handshake: Option<(Instant, Duration)>,
     decoder: Decoder,
     /// The packet whose payload arrives is the session's.
     ours: bool,
@@ -133,9 +138,11 @@ impl Peer {
             Side::Connecting => Session::connect(config, now),
             Side::Accepting => Session::accept(config, now),
         };
+        let patience = options.config.hello_timeout.unwrap_or(HANDSHAKE);
         Self {
             key,
             session,
+            handshake: (!link.is_open()).then(|| (later(now, patience), patience)),
             link,
             decoder: Decoder::new(PACKET_MAX),
             ours: false,
@@ -180,6 +187,7 @@ impl Peer {
             .chain(legacy)
             .chain(dialling)
             .chain(linger)
+            .chain(self.handshake.map(|(deadline, _)| deadline))
             .min()
     }
 
@@ -235,6 +243,11 @@ impl Peer {
     }
 
     fn on_time(&mut self, now: Instant) {
+        if let Some((_, patience)) = self.handshake.filter(|(deadline, _)| *deadline <= now) {
+            self.handshake = None;
+            self.on_link_end(&format!("the TLS handshake was not over within {} s", patience.as_secs_f32()));
+            return;
+        }
         if self.legacy.full_since().is_some_and(|since| self.unread_limit(since) <= now) {
             self.on_link_end("a legacy client calls on without reading the answers");
             return;
@@ -278,6 +291,16 @@ impl Peer {
     /// Ends it at once.
     pub(super) fn shutdown(&mut self, reason: &str) {
         self.session.shutdown(reason);
+    }
+
+    /// The link is open: from now on the session may use it.
+    fn on_secured(&mut self, cx: &mut Context<'_>) {
+        self.handshake = None;
+        self.link.learn_identity();
+        if let Some(version) = self.link.security() {
+            let identity = self.link.identity().clone();
+            (cx.report)(Report::LinkSecured { session: self.key, version, identity });
+        }
     }
 
     fn on_link_end(&mut self, reason: &str) {

@@ -6,6 +6,7 @@ use super::{Context, Peer, Phase, TURN};
 use crate::io::front::{Front, Passing};
 use crate::io::link::Received;
 use crate::io::places::Place as Seat;
+use crate::io::tls::is_cut;
 use crate::io::tokens::Place;
 use crate::proto::{Data, SessionError, StreamId};
 use crate::rpc::LinkError;
@@ -56,6 +57,9 @@ impl Peer {
             // Taken out for the call: what is read is borrowed from it while the context is lent on.
             let scratch = std::mem::take(&mut cx.scratch);
             let received = self.link.read(scratch);
+            if self.handshake.is_some() && self.link.is_open() {
+                self.on_secured(cx);
+            }
             let more = match received {
                 Ok(Received::Bytes(len)) => {
                     budget = budget.saturating_sub(len);
@@ -69,6 +73,12 @@ impl Peer {
                     self.on_peer_end(cx, &format!("the peer closed the connection{cut}"));
                     return false;
                 }
+                // libvirt's own programs end TLS by ending the connection. What their users lack then, their packets tell.
+                Err(error) if is_cut(&error) && self.is_libvirts() => {
+                    cx.scratch = scratch;
+                    self.on_peer_end(cx, &error.to_string());
+                    return false;
+                }
                 Err(error) => {
                     self.on_link_end(&error.to_string());
                     false
@@ -80,6 +90,11 @@ impl Peer {
             }
         }
         self.link.is_readable()
+    }
+
+    /// A client of libvirt's RPC, between two packets, which has not said HELLO.
+    fn is_libvirts(&self) -> bool {
+        !self.stood && self.decoder.at_boundary() && (self.legacy.is_called || self.front.is_some())
     }
 
     /// The peer sends no more; what its last packets are owed may still reach it.
