@@ -10,7 +10,7 @@ use super::error::TlsError;
 use crate::io::identity::Identity;
 
 /// Attributes that GnuTLS, and so libvirt, has names for; others are written by their number.
-const NAMES: [(&str, &str); 30] = [
+const NAMES: [(&str, &str); 31] = [
     ("2.5.4.3", "CN"),
     ("2.5.4.4", "surName"),
     ("2.5.4.5", "serialNumber"),
@@ -24,6 +24,8 @@ const NAMES: [(&str, &str); 30] = [
     ("2.5.4.13", "description"),
     ("2.5.4.15", "businessCategory"),
     ("2.5.4.17", "postalCode"),
+    // GnuTLS knows its name and not its kind of text.
+    ("2.5.4.20", "telephoneNumber"),
     ("2.5.4.41", "name"),
     ("2.5.4.42", "givenName"),
     ("2.5.4.43", "initials"),
@@ -81,7 +83,7 @@ fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
     let oid = attribute.attr_type().to_id_string();
     let known = NAMES.iter().find(|(number, _)| *number == oid).map(|(_, name)| *name);
     match (known, text(attribute)) {
-        (Some(name), Some(text)) => format!("{name}={}", escaped(&text)),
+        (Some(name), Some(text)) if name != "telephoneNumber" => format!("{name}={}", escaped(&text)),
         (name, _) => format!("{}={}", name.unwrap_or(&oid), hexadecimal(attribute)),
     }
 }
@@ -137,4 +139,53 @@ fn hexadecimal(attribute: &AttributeTypeAndValue<'_>) -> String {
         let _ = write!(text, "{byte:02x}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::pem::PemObject;
+
+    use super::*;
+
+    /// Made by openssl, with what names can have: odd letters, two attributes in one part, attributes that GnuTLS has no names for.
+    const ODD: &str = "-----BEGIN CERTIFICATE-----
+MIIDcTCCAxegAwIBAgIUBEUlU2Gi331K0HE4EE6d9kDAZSgwCgYIKoZIzj0EAwIw
+gfAxCzAJBgNVBAYTAkRFMQowCAYDVQQIDAFCMQwwCgYDVQQJDANzIDExFDAIBgNV
+BAMMAWIwCAYDVQQKDAFhMRYwFAYDVQQKDA0gbGVhZCwgdHJhaWwgMQswCQYDVQQM
+DAIjdDEQMA4GA1UECwwHdW1sw6R1dDESMBAGCgmSJomT8ixkARkWAmV4MRIwEAYK
+CZImiZPyLGQBAQwCbWUxFDASBgkqhkiG9w0BCQEWBWFAYi5jMQswCQYDVQQNDAJk
+ZTEKMAgGA1UEFAwBMTELMAkGA1UEYQwCb2kxFjAUBgNVBAMMDWErYiJjPGQ+ZTtm
+PWcwHhcNMjYxMTIzMTI1MzU1WhcNMjYxMTI0MTI1MzU1WjCB8DELMAkGA1UEBhMC
+REUxCjAIBgNVBAgMAUIxDDAKBgNVBAkMA3MgMTEUMAgGA1UEAwwBYjAIBgNVBAoM
+AWExFjAUBgNVBAoMDSBsZWFkLCB0cmFpbCAxCzAJBgNVBAwMAiN0MRAwDgYDVQQL
+DAd1bWzDpHV0MRIwEAYKCZImiZPyLGQBGRYCZXgxEjAQBgoJkiaJk/IsZAEBDAJt
+ZTEUMBIGCSqGSIb3DQEJARYFYUBiLmMxCzAJBgNVBA0MAmRlMQowCAYDVQQUDAEx
+MQswCQYDVQRhDAJvaTEWMBQGA1UEAwwNYStiImM8ZD5lO2Y9ZzBZMBMGByqGSM49
+AgEGCCqGSM49AwEHA0IABMRnXEKToanMTNLfrh0jGllYqT1fNRmKYNilocpsmUUM
+TQ+jUTrC6zIZVqVQ8fGvhp0uKAQ5ZX5uXluEJfe+Mc+jgYwwgYkwHQYDVR0OBBYE
+FDwpUrK5zsiyWI5kGa4JLffqdouiMB8GA1UdIwQYMBaAFDwpUrK5zsiyWI5kGa4J
+LffqdouiMA8GA1UdEwEB/wQFMAMBAf8wNgYDVR0RBC8wLYIMaG9zdC5leGFtcGxl
+hwTAAAIBhxAgAQ24AAAAAAAAAAAAAAABgQVhQGIuYzAKBggqhkjOPQQDAgNIADBF
+AiAgGEoNsmCuN4IIra40hHX7S0TRTJkyvjjbVTvSJY2KOwIhAPJondee++Pzd629
+Oi30geK3MTxne3uDc4/2KjZIAhcH
+-----END CERTIFICATE-----";
+
+    #[test]
+    fn a_name_is_written_as_gnutls_writes_it_and_what_the_certificate_is_for_is_found() {
+        let certificate = CertificateDer::from_pem_slice(ODD.as_bytes()).unwrap();
+        let Identity::Certificate { dn, names } = identity(&certificate).unwrap() else { unreachable!() };
+        // gnutls_x509_crt_get_dn of version 3.7 says this of it.
+        let gnutls = concat!(
+            r"C=DE,ST=B,street=s 1,CN=b+O=a,O=\ lead\, trail\ ,title=\#t,OU=umläut,DC=ex,UID=me,EMAIL=a@b.c,description=de,",
+            r#"telephoneNumber=#0c0131,2.5.4.97=#0c026f69,CN=a\+b\"c\<d\>e\;f=g"#
+        );
+        assert_eq!(dn, gnutls);
+        assert_eq!(names, ["host.example", "192.0.2.1", "2001:db8::1"]);
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_an_error() {
+        let certificate = CertificateDer::from(vec![0x30, 0x03, 0x02, 0x01, 0x00]);
+        assert!(identity(&certificate).is_err());
+    }
 }
