@@ -39,13 +39,13 @@ impl Found {
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     #[error("cannot connect to {uri}: {source}")]
-    Connect { uri: Uri, source: io::Error },
+    Connect { uri: String, source: io::Error },
     #[error("{uri} answered nothing to HELLO within {} s", .within.as_secs_f32())]
-    Silent { uri: Uri, within: Duration },
+    Silent { uri: String, within: Duration },
     #[error("the connection to {uri} failed: {source}")]
-    Link { uri: Uri, source: io::Error },
+    Link { uri: String, source: io::Error },
     #[error("{uri} is no peer: {cause}")]
-    Session { uri: Uri, cause: SessionError },
+    Session { uri: String, cause: SessionError },
     #[error("cannot write what was found: {0}")]
     Print(io::Error),
 }
@@ -61,15 +61,15 @@ pub(crate) fn run(args: &ProbeArgs) -> Result<Found, Error> {
 /// Asks; an answer has come within `timeout` after connecting, which has as much time.
 pub(crate) fn find(uri: &Uri, timeout: Duration) -> Result<Found, Error> {
     let mut link =
-        Link::connect(uri, Instant::now() + timeout).map_err(|source| Error::Connect { uri: uri.clone(), source })?;
+        Link::connect(uri, Instant::now() + timeout).map_err(|source| Error::Connect { uri: uri.to_string(), source })?;
     let config = Config { max_streams: 0, hello_timeout: None, ..Config::default() };
     let mut probe = Probe { session: Session::connect(config, Instant::now()), until: Instant::now() + timeout };
     probe.ask(&mut link).map_err(|failure| match failure {
-        Failure::Session(cause) => Error::Session { uri: uri.clone(), cause },
+        Failure::Session(cause) => Error::Session { uri: uri.to_string(), cause },
         Failure::Link(error) if error.kind() == io::ErrorKind::TimedOut => {
-            Error::Silent { uri: uri.clone(), within: timeout }
+            Error::Silent { uri: uri.to_string(), within: timeout }
         }
-        Failure::Link(source) => Error::Link { uri: uri.clone(), source },
+        Failure::Link(source) => Error::Link { uri: uri.to_string(), source },
     })
 }
 
