@@ -5,6 +5,7 @@ use super::guest::{State, assert_ring_is_whole, newest_in_ring};
 use super::link::Link;
 use super::migrate::{Migration, UNLIMITED, assert_disks_are_whole, is_job_event, newest, written};
 use super::process::Process;
+use super::qmp::Call;
 use super::relay::Route;
 use super::said::{assert_all_failed, assert_same_causes, session_cause};
 use super::tool::{ANY_PORT, forward, serve};
@@ -29,6 +30,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) enum Phase {
     /// HELLO is under way; where a QEMU is the victim, no stream is open yet.
     Handshake,
+    /// OPEN is: the source's QEMU is about to connect to the destination's.
+    Opening,
     /// Both disks are copied.
     Mirroring,
     /// Both mirrors are in step with the guest.
@@ -63,8 +66,16 @@ pub(crate) struct Fault {
     pub(crate) kind: Kind,
 }
 
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { phase, victim, kind } = self;
+        write!(f, "{phase:?}.{victim:?}.{kind:?}")
+    }
+}
+
 impl Phase {
-    pub(crate) const ALL: [Self; 5] = [Self::Handshake, Self::Mirroring, Self::Ready, Self::Memory, Self::Switchover];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Handshake, Self::Opening, Self::Mirroring, Self::Ready, Self::Memory, Self::Switchover];
 }
 
 impl Victim {
@@ -105,10 +116,6 @@ impl Fault {
         }
     }
 
-    fn is_in_handshake(self) -> bool {
-        self.phase == Phase::Handshake
-    }
-
     /// Whether memory was on its way: then the destination's QEMU ends by itself when the source's is lost.
     fn is_with_memory(self) -> bool {
         matches!(self.phase, Phase::Memory | Phase::Switchover)
@@ -123,6 +130,8 @@ struct Scene {
     serve: Process,
     forward: Process,
     link: Link,
+    /// The connection that the source's QEMU is about to make.
+    connecting: Option<Call>,
     /// Where serve listens: a port, and a socket.
     peer: String,
     door: PathBuf,
@@ -150,7 +159,7 @@ impl Scene {
         link.freeze();
         let forward = forward(&link.address(), sockets(&routes)).start();
         link.wait_for_held();
-        Self { fault, migration, routes, serve, forward, link, peer, door, descriptors, scratch }
+        Self { fault, migration, routes, serve, forward, link, connecting: None, peer, door, descriptors, scratch }
     }
 
     /// Brings the migration to where the fault strikes.
@@ -165,6 +174,7 @@ impl Scene {
         self.forward.ready();
         match phase {
             Phase::Handshake => {}
+            Phase::Opening => self.begin_to_connect(),
             Phase::Mirroring => {
                 self.migration.start_mirrors(SLOW);
                 self.wait_for_progress();
@@ -180,6 +190,23 @@ impl Scene {
                 self.pause();
             }
         }
+    }
+
+    /// Has OPEN stand in the link.
+    #[track_caller]
+    fn begin_to_connect(&mut self) {
+        self.link.freeze();
+        let mut node = self.migration.mirror_node(&self.migration.source.disks[0]);
+        node["node-name"] = "early".into();
+        self.connecting = Some(self.migration.source.qmp.begin("blockdev-add", node));
+        self.link.wait_for_held();
+    }
+
+    /// What came of it.
+    #[track_caller]
+    fn connected(&mut self) -> Option<bool> {
+        let call = self.connecting.take()?;
+        Some(self.migration.source.qmp.outcome(call, DEADLINE).is_ok())
     }
 
     #[track_caller]
@@ -227,7 +254,7 @@ impl Scene {
             }
             (_, Kind::Stop) => self.victim().signal(Signal::STOP),
         }
-        if phase == Phase::Handshake && victim != Victim::Link {
+        if matches!(phase, Phase::Handshake | Phase::Opening) && victim != Victim::Link {
             self.link.thaw();
         }
         if phase == Phase::Switchover && victim != Victim::Source {
@@ -267,6 +294,10 @@ impl Scene {
             nbd.read_exact(&mut greeting).expect("a server that speaks first");
             assert_eq!(&greeting, b"NBDMAGIC");
         }
+        if let Some(connected) = self.connected() {
+            assert!(connected, "a connection that only took its time");
+            self.migration.source.qmp.call("blockdev-del", json!({"node-name": "early"}));
+        }
         self.complete();
         self.migration.assert_disks_are_equal();
         self.migration.assert_guest_goes_on();
@@ -279,7 +310,7 @@ impl Scene {
     #[track_caller]
     fn complete(&mut self) {
         match self.fault.phase {
-            Phase::Handshake => self.mirror(),
+            Phase::Handshake | Phase::Opening => self.mirror(),
             Phase::Mirroring => {
                 for disk in &self.migration.source.disks {
                     let unlimited = json!({"device": disk.node, "speed": 0});
@@ -296,7 +327,7 @@ impl Scene {
                 self.migration.end_mirrors();
             }
             Phase::Switchover => {}
-            Phase::Handshake | Phase::Mirroring | Phase::Ready => self.pause(),
+            Phase::Handshake | Phase::Opening | Phase::Mirroring | Phase::Ready => self.pause(),
         }
         if self.fault.phase != Phase::Switchover || self.fault.victim == Victim::Source {
             self.switch_over();
@@ -327,8 +358,13 @@ impl Scene {
     /// The guest runs at the source, its disks are whole, and it never runs at the destination.
     #[track_caller]
     fn assert_source_goes_on(&mut self, before: &State) {
-        if self.fault.is_in_handshake() {
-            self.assert_no_mirror_begins();
+        match self.fault.phase {
+            Phase::Handshake => self.assert_no_mirror_begins(),
+            Phase::Opening => assert_eq!(self.connected(), Some(false), "a connection through what is not there"),
+            _ => {}
+        }
+        if matches!(self.fault.phase, Phase::Handshake | Phase::Opening) && self.fault.victim == Victim::Destination {
+            self.assert_refusal_is_told();
         }
         let source = &mut self.migration.source;
         if matches!(self.fault.phase, Phase::Mirroring | Phase::Ready | Phase::Memory) {
@@ -360,12 +396,15 @@ impl Scene {
         let node = self.migration.mirror_node(&self.migration.source.disks[0]);
         let refused = self.migration.source.qmp.try_call("blockdev-add", node);
         assert!(refused.is_err(), "a mirror through a tunnel that is not there");
-        if self.fault.victim == Victim::Destination {
-            for end in [&self.forward, &self.serve] {
-                end.line_on_stderr("refusal", |line| {
-                    line.contains("no stream to `nbd`") && line.contains("Connection refused (os error 111)")
-                });
-            }
+    }
+
+    /// By both ends, with the errno of who dialled.
+    #[track_caller]
+    fn assert_refusal_is_told(&self) {
+        for end in [&self.forward, &self.serve] {
+            end.line_on_stderr("refusal", |line| {
+                line.contains("no stream to `nbd`") && line.contains("Connection refused (os error 111)")
+            });
         }
     }
 
@@ -431,7 +470,8 @@ impl Scene {
             (Victim::Source | Victim::Destination, _) => unreachable!("the tunnel stands"),
         };
         for (end, cause) in causes {
-            assert_all_failed(end, &cause);
+            // Both mirrors are, at the switchover.
+            assert_all_failed(end, &cause, phase == Phase::Switchover);
         }
     }
 
