@@ -4,13 +4,23 @@
 
 mod support;
 
+use serde_json::json;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::Instant;
+use support::echo::{assert_ends, connect};
 use support::fault::Fault;
 use support::fault::Kind::{self, Kill, Stop};
 use support::fault::Phase::{self, Handshake, Memory, Mirroring, Opening, Ready, Switchover};
 use support::fault::Victim::{self, Destination, Forward, Link, Serve, Source};
+use support::migrate::{Migration, assert_disks_are_whole, is_job_event, newest, written};
+use support::process::Run;
+use support::relay::Relay;
+use support::said::assert_same_causes;
+use support::tool::{ANY_PORT, forward, serve};
+use support::{PATIENCE, Scratch, need_root};
 
 #[track_caller]
 fn check(phase: Phase, victim: Victim, kind: Kind) {
@@ -60,6 +70,61 @@ fn a_source_killed_at_the_switchover_takes_its_guest_along_and_nothing_else() {
 #[test]
 fn a_link_cut_while_open_is_under_way_refuses_the_connection_and_nothing_else() {
     check(Opening, Link, Kill);
+}
+
+#[test]
+fn a_destination_without_room_ends_the_mirrors_with_that_cause_and_nothing_else() {
+    let scratch = Scratch::new();
+    let mut migration = Migration::prepare_with(&scratch, None, 64, Some(24));
+    migration.listen();
+    let mut tunnel = Relay::Tool.start(None, &migration.routes());
+    let before = migration.source.last_said();
+    migration.start_mirrors(0);
+    for disk in &migration.source.disks {
+        let event = migration.source.qmp.event("end of a mirror", PATIENCE, |event| is_job_event(event, &disk.node));
+        assert_eq!(event["data"]["error"], "No space left on device", "{event}");
+    }
+    migration.source.said("vbs-at", |state| written(state, newest(&before) + 200));
+    let status = migration.destination.qmp.call("query-status", json!({}));
+    assert_eq!(status["running"], false, "{status}");
+    let end = migration.source.stop_guest();
+    assert_disks_are_whole(&migration.source.disks, &end, scratch.path());
+    // What QEMU said of its disk it said within its own protocol: to the tunnel all is well.
+    assert_same_causes(&tunnel.near[0], &tunnel.far[0], PATIENCE);
+    for process in [&mut tunnel.near[0], &mut tunnel.far[0]] {
+        process.assert_alive();
+        assert_eq!(process.stderr.count(|line| line.contains("failed")), 0, "{}", process.stderr.text());
+    }
+    tunnel.end();
+}
+
+#[test]
+fn a_target_that_serve_may_not_connect_to_is_refused_with_that_errno_at_both_ends() {
+    need_root("own a socket that is another's");
+    let scratch = Scratch::new();
+    let (near, far) = (scratch.join("near"), scratch.join("far"));
+    let _target = UnixListener::bind(&far).expect("a new socket");
+    std::fs::set_permissions(&far, std::fs::Permissions::from_mode(0o600)).expect("our own socket");
+    chown(&far, Some(65534), Some(65534)).expect("the right to give it away");
+    // Root without what lets it pass by permissions.
+    let bound = "--bounding-set=-dac_override,-dac_read_search";
+    let unprivileged = Run::new("setpriv", "util-linux").arg(bound);
+    let serve = serve(ANY_PORT, [("disk", &*far)]).under(unprivileged).start();
+    let forward = forward(&serve.ready(), [("disk", &*near)]).start();
+    forward.ready();
+    assert_ends(&connect(&near));
+    for end in [&serve, &forward] {
+        end.line_on_stderr("refusal", |line| {
+            line.contains("no stream to `disk`") && line.contains("Permission denied (os error 13)")
+        });
+    }
+    // Who may later, is let in then.
+    chown(&far, Some(0), Some(0)).expect("the right to take it back");
+    let client = connect(&near);
+    serve.line_on_stderr("stream", |line| line.ends_with("to `disk`") && line.contains(": stream "));
+    drop(client);
+    forward.end_well(&[&near]);
+    serve.end_well(&[]);
 }
 
 /// Most of their time these wait, so that a few of them at once cost little.
