@@ -13,7 +13,7 @@ use std::time::Instant;
 use support::echo::{assert_ends, connect};
 use support::fault::Fault;
 use support::fault::Kind::{self, Kill, Stop};
-use support::fault::Phase::{self, Handshake, Memory, Mirroring, Opening, Ready, Switchover};
+use support::fault::Phase::{self, Acknowledged, Handshake, Memory, Mirroring, Opening, Ready, Switchover};
 use support::fault::Victim::{self, Destination, Forward, Link, Serve, Source};
 use support::migrate::{Migration, assert_disks_are_whole, is_job_event, newest, written};
 use support::process::Run;
@@ -125,6 +125,11 @@ fn a_target_that_serve_may_not_connect_to_is_refused_with_that_errno_at_both_end
     drop(client);
     forward.end_well(&[&near]);
     serve.end_well(&[]);
+}
+
+#[test]
+fn a_link_cut_before_the_source_hears_that_all_has_come_has_the_guest_resume_there_and_there_alone() {
+    check(Acknowledged, Link, Kill);
 }
 
 /// Most of their time these wait, so that a few of them at once cost little.

@@ -40,6 +40,8 @@ pub(crate) enum Phase {
     Memory,
     /// The guest is paused, and the last of its memory is about to pass.
     Switchover,
+    /// The destination has all, and the source is about to hear of it.
+    Acknowledged,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +76,15 @@ impl std::fmt::Display for Fault {
 }
 
 impl Phase {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Handshake, Self::Opening, Self::Mirroring, Self::Ready, Self::Memory, Self::Switchover];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Handshake,
+        Self::Opening,
+        Self::Mirroring,
+        Self::Ready,
+        Self::Memory,
+        Self::Switchover,
+        Self::Acknowledged,
+    ];
 }
 
 impl Victim {
@@ -130,6 +139,8 @@ struct Scene {
     serve: Process,
     forward: Process,
     link: Link,
+    /// Between serve and the destination's QEMU: where the word that all has come can be held.
+    word: Link,
     /// The connection that the source's QEMU is about to make.
     connecting: Option<Call>,
     /// Where serve listens: a port, and a socket.
@@ -150,6 +161,9 @@ impl Scene {
         echo_on(&echo.far);
         let mut routes = migration.routes();
         routes.push(echo);
+        let memory = routes.iter_mut().find(|route| route.name == "memory").expect("a route for memory");
+        let word = scratch.join("word");
+        let word = Link::between(&word, &std::mem::replace(&mut memory.far, word.clone()));
         let door = scratch.join("door");
         let serve = start_serve(ANY_PORT, &door, &routes);
         let ready = serve.ready();
@@ -159,7 +173,20 @@ impl Scene {
         link.freeze();
         let forward = forward(&link.address(), sockets(&routes)).start();
         link.wait_for_held();
-        Self { fault, migration, routes, serve, forward, link, connecting: None, peer, door, descriptors, scratch }
+        Self {
+            fault,
+            migration,
+            routes,
+            serve,
+            forward,
+            link,
+            word,
+            connecting: None,
+            peer,
+            door,
+            descriptors,
+            scratch,
+        }
     }
 
     /// Brings the migration to where the fault strikes.
@@ -188,6 +215,15 @@ impl Scene {
             Phase::Switchover => {
                 self.mirror();
                 self.pause();
+            }
+            Phase::Acknowledged => {
+                self.mirror();
+                self.pause();
+                self.word.freeze_back();
+                self.switch_over();
+                let qmp = &mut self.migration.destination.qmp;
+                qmp.event("end of the migration", PATIENCE, |event| event["data"]["status"] == "completed");
+                self.word.wait_for_held();
             }
         }
     }
@@ -254,6 +290,7 @@ impl Scene {
             }
             (_, Kind::Stop) => self.victim().signal(Signal::STOP),
         }
+        self.word.thaw();
         if matches!(phase, Phase::Handshake | Phase::Opening) && victim != Victim::Link {
             self.link.thaw();
         }
@@ -284,10 +321,11 @@ impl Scene {
         let stopped = Instant::now();
         let waiting = (self.fault.phase == Phase::Handshake).then(|| connect(&self.near("nbd")));
         let echo = connect(&self.near("echo"));
+        assert_echoes(&echo, b"before");
         wait_for("the time of silence to pass", 2 * SILENCE, || {
-            assert_echoes(&echo, b"meanwhile");
             (stopped.elapsed() > SILENCE + Duration::from_secs(2)).then_some(())
         });
+        assert_echoes(&echo, b"meanwhile");
         self.victim().signal(Signal::CONT);
         if let Some(mut nbd) = waiting {
             let mut greeting = [0; 8];
@@ -322,7 +360,7 @@ impl Scene {
                 }
                 self.migration.wait_for_mirrors();
             }
-            Phase::Ready | Phase::Memory | Phase::Switchover => {}
+            Phase::Ready | Phase::Memory | Phase::Switchover | Phase::Acknowledged => {}
         }
         match self.fault.phase {
             Phase::Memory => {
@@ -330,18 +368,26 @@ impl Scene {
                 self.migration.wait_for_pause();
                 self.migration.end_mirrors();
             }
-            Phase::Switchover => {}
+            Phase::Switchover | Phase::Acknowledged => {}
             Phase::Handshake | Phase::Opening | Phase::Mirroring | Phase::Ready => self.pause(),
         }
-        if self.fault.phase != Phase::Switchover || self.fault.victim == Victim::Source {
-            self.switch_over();
+        match (self.fault.phase, self.fault.victim) {
+            (Phase::Acknowledged, _) | (Phase::Switchover, Victim::Destination) => {}
+            _ => self.switch_over(),
         }
         self.migration.wait_for_end();
     }
 
-    /// Its own QEMU was killed: the guest runs nowhere, and what it had written is there.
+    /// Its own QEMU was killed: the guest runs nowhere, and what it had written is there. Where the destination had all, it can go on
+    /// there.
     #[track_caller]
     fn assert_guest_is_gone(mut self, before: &State) {
+        if self.fault.phase == Phase::Acknowledged {
+            self.migration.assert_guest_goes_on_from(before);
+            self.assert_streams_agree();
+            self.assert_tunnel_stands();
+            return self.end();
+        }
         self.assert_destination_gives_up();
         self.assert_streams_agree();
         self.assert_tunnel_stands();
@@ -381,6 +427,19 @@ impl Scene {
         }
         if self.fault.is_with_memory() {
             source.qmp.event("end of the migration", DEADLINE, |event| event["data"]["status"] == "failed");
+        }
+        if self.fault.phase == Phase::Acknowledged {
+            let event = source.qmp.event("end of the migration", DEADLINE, |event| {
+                event["data"]["status"] == "completed" || event["data"]["status"] == "failed"
+            });
+            if event["data"]["status"] == "completed" {
+                // It is for who moves the guest to say where it runs.
+                if self.fault.victim != Victim::Destination {
+                    self.migration.assert_disks_are_equal();
+                    return self.migration.assert_guest_goes_on();
+                }
+                source.qmp.call("cont", json!({}));
+            }
         }
         wait_for("the guest to run at the source", DEADLINE, || {
             let status = source.qmp.call("query-status", json!({}));
@@ -475,7 +534,8 @@ impl Scene {
         };
         for (end, cause) in causes {
             // Both mirrors are, at the switchover.
-            assert_all_failed(end, &cause, phase == Phase::Switchover);
+            let some_were_done = matches!(phase, Phase::Switchover | Phase::Acknowledged);
+            assert_all_failed(end, &cause, some_were_done);
         }
     }
 

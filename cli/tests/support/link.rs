@@ -1,9 +1,14 @@
-//! The link between `forward` and `serve`, in the hands of the test: it can be frozen, thawed and cut.
+//! A link in the hands of the test: it can be frozen, thawed and cut.
 
 use super::PATIENCE;
-use rustix::net::sockopt::set_socket_linger;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use rustix::io::{Errno, read, write};
+use rustix::net::Shutdown;
+use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout};
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -15,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(20);
 enum Flow {
     Moving,
     Frozen,
+    /// What comes from `serve` is held, what goes there passes.
+    FrozenBack,
     Cut,
 }
 
@@ -29,10 +36,29 @@ struct Shared {
     changed: Condvar,
 }
 
-/// A relay of TCP connections to one address, which keeps half-closes and resets.
+/// A relay of connections to one address, which keeps half-closes, and of TCP resets.
 pub(crate) struct Link {
-    address: String,
+    place: Place,
     shared: Arc<Shared>,
+}
+
+#[derive(Clone)]
+enum Place {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+impl Place {
+    fn dial(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address)?;
+                stream.set_nodelay(true)?;
+                Ok(stream.into())
+            }
+            Self::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+        }
+    }
 }
 
 impl Link {
@@ -40,31 +66,57 @@ impl Link {
     #[track_caller]
     pub(crate) fn to(peer: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("its address").to_string();
+        let place = Place::Tcp(listener.local_addr().expect("its address").to_string());
+        let peer = Place::Tcp(peer.strip_prefix("tcp://").expect("a TCP address").to_owned());
+        let accept = move || {
+            let (stream, _) = listener.accept()?;
+            stream.set_nodelay(true)?;
+            Ok(stream.into())
+        };
+        Self::start(place, peer, accept)
+    }
+
+    /// Everyone who connects to the socket `near` reaches the socket `far`.
+    #[track_caller]
+    pub(crate) fn between(near: &Path, far: &Path) -> Self {
+        let listener = UnixListener::bind(near).expect("a new socket");
+        let accept = move || Ok(listener.accept()?.0.into());
+        Self::start(Place::Unix(near.to_owned()), Place::Unix(far.to_owned()), accept)
+    }
+
+    fn start(place: Place, peer: Place, accept: impl Fn() -> io::Result<OwnedFd> + Send + 'static) -> Self {
         let state = Mutex::new(State { flow: Flow::Moving, held: 0 });
         let shared = Arc::new(Shared { state, changed: Condvar::new() });
-        let (peer, theirs) = (peer.strip_prefix("tcp://").expect("a TCP address").to_owned(), Arc::clone(&shared));
+        let theirs = Arc::clone(&shared);
         std::thread::spawn(move || {
-            for near in listener.incoming().map_while(Result::ok) {
+            while let Ok(near) = accept() {
                 if theirs.state().flow == Flow::Cut {
                     break;
                 }
-                if let Ok(far) = TcpStream::connect(&peer) {
+                if let Ok(far) = peer.dial() {
                     carry(&theirs, near, far);
                 }
             }
         });
-        Self { address, shared }
+        Self { place, shared }
     }
 
     /// Where it listens.
     pub(crate) fn address(&self) -> String {
-        format!("tcp://{}", self.address)
+        match &self.place {
+            Place::Tcp(address) => format!("tcp://{address}"),
+            Place::Unix(path) => format!("unix:{}", path.display()),
+        }
     }
 
     /// No byte passes from now on, and no end of a connection either.
     pub(crate) fn freeze(&self) {
         self.shared.set(Flow::Frozen);
+    }
+
+    /// The same for what comes from the peer alone.
+    pub(crate) fn freeze_back(&self) {
+        self.shared.set(Flow::FrozenBack);
     }
 
     pub(crate) fn thaw(&self) {
@@ -89,7 +141,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.cut();
         // Its listener looks up only when somebody comes.
-        _ = TcpStream::connect(&self.address);
+        _ = self.place.dial();
     }
 }
 
@@ -103,39 +155,43 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Holds so many bytes while the link is frozen; false when it is cut.
-    fn pass(&self, bytes: usize) -> bool {
+    /// Holds so many bytes, on their way up to the peer or back, while that way is frozen; false when the link is cut.
+    fn pass(&self, bytes: usize, up: bool) -> bool {
         let mut state = self.state();
         state.held += bytes;
         self.changed.notify_all();
-        let mut state =
-            self.changed.wait_while(state, |state| state.flow == Flow::Frozen).expect("no panic under this lock");
+        let is_held = |state: &mut State| match state.flow {
+            Flow::Frozen => true,
+            Flow::FrozenBack => !up,
+            Flow::Moving | Flow::Cut => false,
+        };
+        let mut state = self.changed.wait_while(state, is_held).expect("no panic under this lock");
         state.held -= bytes;
         state.flow != Flow::Cut
     }
 }
 
-/// One connection, whose last user closes both its sockets: with a reset, unless both sides had ended.
+/// One connection. Its last user closes both sockets, those of TCP with a reset unless both ways had ended.
 struct Carried {
     shared: Arc<Shared>,
+    sockets: [OwnedFd; 2],
     broken: AtomicBool,
 }
 
-fn carry(shared: &Arc<Shared>, near: TcpStream, far: TcpStream) {
+fn carry(shared: &Arc<Shared>, near: OwnedFd, far: OwnedFd) {
     for socket in [&near, &far] {
-        socket.set_nodelay(true).expect("a TCP socket");
-        socket.set_read_timeout(Some(LOOK)).expect("a timeout");
-        socket.set_write_timeout(Some(LOOK)).expect("a timeout");
+        for which in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(socket, which, Some(LOOK)).expect("a timeout");
+        }
     }
-    let carried = Arc::new(Carried { shared: Arc::clone(shared), broken: AtomicBool::new(false) });
-    let sockets = Arc::new((near, far));
+    let (shared, sockets) = (Arc::clone(shared), [near, far]);
+    let carried = Arc::new(Carried { shared, sockets, broken: AtomicBool::new(false) });
     for up in [true, false] {
-        let (carried, sockets) = (Arc::clone(&carried), Arc::clone(&sockets));
+        let carried = Arc::clone(&carried);
         std::thread::spawn(move || {
-            let (from, to) = if up { (&sockets.0, &sockets.1) } else { (&sockets.1, &sockets.0) };
-            if !carried.pump(from, to) {
+            if !carried.pump(up) {
                 carried.broken.store(true, Ordering::Release);
-                for socket in [from, to] {
+                for socket in &carried.sockets {
                     _ = set_socket_linger(socket, Some(Duration::ZERO));
                 }
             }
@@ -149,34 +205,32 @@ impl Carried {
     }
 
     /// Moves bytes one way until they end, and passes the end on. False when it breaks.
-    fn pump(&self, mut from: &TcpStream, mut to: &TcpStream) -> bool {
+    fn pump(&self, up: bool) -> bool {
+        let [near, far] = &self.sockets;
+        let (from, to) = if up { (near, far) } else { (far, near) };
         let mut chunk = vec![0; 64 * 1024];
         while !self.is_over() {
-            let read = match from.read(&mut chunk) {
-                Ok(read) => read,
-                Err(error) if is_soon(&error) => continue,
+            let came = match read(from, &mut chunk[..]) {
+                Ok(came) => came,
+                Err(Errno::AGAIN | Errno::INTR) => continue,
                 Err(_) => return false,
             };
-            if !self.shared.pass(read) {
+            if !self.shared.pass(came, up) {
                 return false;
             }
-            if read == 0 {
-                _ = to.shutdown(Shutdown::Write);
+            if came == 0 {
+                _ = rustix::net::shutdown(to, Shutdown::Write);
                 return true;
             }
-            let mut rest = &chunk[..read];
+            let mut rest = &chunk[..came];
             while !rest.is_empty() && !self.is_over() {
-                match to.write(rest) {
+                match write(to, rest) {
                     Ok(written) => rest = &rest[written..],
-                    Err(error) if is_soon(&error) => {}
+                    Err(Errno::AGAIN | Errno::INTR) => {}
                     Err(_) => return false,
                 }
             }
         }
         false
     }
-}
-
-fn is_soon(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }

@@ -264,7 +264,7 @@ impl Migration {
         std::fs::remove_file(raw).expect("our own file");
     }
 
-    /// Lets the guest go on at the destination, and fails the test unless it works on from where it
+    /// Ends the source, lets the guest go on at the destination, and fails the test unless it works on from where it
     /// was, and every record and page is whole to its end.
     #[track_caller]
     pub(crate) fn assert_guest_goes_on(&mut self) {
@@ -272,9 +272,15 @@ impl Migration {
         self.source.qmp.call("quit", json!({}));
         self.source.process.wait(PATIENCE);
         self.source.assert_guest_is_well();
+        self.assert_guest_goes_on_from(&before);
+    }
+
+    /// The same, where the source has ended after the guest said that.
+    #[track_caller]
+    pub(crate) fn assert_guest_goes_on_from(&mut self, before: &State) {
         self.destination.qmp.call("cont", json!({}));
         // Two laps later it has looked at each page that came over.
-        let later = |state: &State| state.laps >= before.laps + 2 && written(state, newest(&before) + 100);
+        let later = |state: &State| state.laps >= before.laps + 2 && written(state, newest(before) + 100);
         self.destination.said("vbs-at", later);
         let end = self.destination.stop_guest();
         assert_disks_are_whole(&self.destination.disks, &end, &self.directory);
