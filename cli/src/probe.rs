@@ -60,8 +60,8 @@ pub(crate) fn run(args: &ProbeArgs) -> Result<Found, Error> {
 
 /// Asks; an answer has come within `timeout` after connecting, which has as much time.
 pub(crate) fn find(uri: &Uri, timeout: Duration) -> Result<Found, Error> {
-    let mut link =
-        Link::connect(uri, Instant::now() + timeout).map_err(|source| Error::Connect { uri: uri.to_string(), source })?;
+    let mut link = Link::connect(uri, Instant::now() + timeout)
+        .map_err(|source| Error::Connect { uri: uri.to_string(), source })?;
     let config = Config { max_streams: 0, hello_timeout: None, ..Config::default() };
     let mut probe = Probe { session: Session::connect(config, Instant::now()), until: Instant::now() + timeout };
     probe.ask(&mut link).map_err(|failure| match failure {

@@ -21,7 +21,7 @@ fn migrate_through(relay: Relay) -> (usize, Seen) {
     let _alone = alone();
     let (scratch, wire) = (Scratch::new(), Wire::new());
     let watch = wire.watch();
-    let mut migration = Migration::prepare(&scratch, &wire, disk_mib());
+    let mut migration = Migration::prepare(&scratch, Some(&wire), disk_mib());
     migration.listen();
     let tunnel = relay.start(Some(&wire), &migration.routes());
     let Times { mirror, memory, pause } = migration.run();
@@ -59,7 +59,7 @@ fn the_same_migration_takes_three_tcp_connections_without_the_tool() {
 fn a_tunnel_cut_in_mid_mirror_ends_the_mirrors_and_nothing_else() {
     let _alone = alone();
     let (scratch, wire) = (Scratch::new(), Wire::new());
-    let mut migration = Migration::prepare(&scratch, &wire, 256);
+    let mut migration = Migration::prepare(&scratch, Some(&wire), 256);
     migration.listen();
     let other = Route { name: "echo", near: scratch.join("near.echo"), far: scratch.join("far.echo") };
     echo_on(&other.far);

@@ -61,7 +61,9 @@ pub(crate) fn connect(path: &Path) -> UnixStream {
     patient(stream.unwrap_or_else(|error| panic!("{}: {error}", path.display())))
 }
 
-fn patient(stream: UnixStream) -> UnixStream {
+/// The same stream, on which reads and writes do not wait for ever.
+#[track_caller]
+pub(crate) fn patient(stream: UnixStream) -> UnixStream {
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
     stream

@@ -4,15 +4,19 @@
 use super::bytes::{MIB, Noise, sha256};
 use super::guest::{Guest, RING_MIB, State, assert_ring_is_whole};
 use super::net::Wire;
+use super::process::Run;
 use super::qmp::time_of;
 use super::relay::Route;
 use super::vm::{Disk, Vm, qemu_img};
-use super::{PATIENCE, Scratch};
+use super::{PATIENCE, Scratch, need_root};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// More than any link has.
+pub(crate) const UNLIMITED: u64 = 1 << 40;
 
 const FORMATS: [&str; 2] = ["raw", "qcow2"];
 
@@ -49,7 +53,13 @@ pub(crate) struct Times {
 impl Migration {
     /// Makes the images, starts both QEMUs and waits until the guest writes.
     #[track_caller]
-    pub(crate) fn prepare(scratch: &Scratch, wire: &Wire, disk_mib: u64) -> Self {
+    pub(crate) fn prepare(scratch: &Scratch, wire: Option<&Wire>, disk_mib: u64) -> Self {
+        Self::prepare_with(scratch, wire, disk_mib, None)
+    }
+
+    /// The same, with a destination whose images find room for so many MiB together. It takes root.
+    #[track_caller]
+    pub(crate) fn prepare_with(scratch: &Scratch, wire: Option<&Wire>, disk_mib: u64, room: Option<u64>) -> Self {
         let guest = Guest::build();
         let directory = scratch.path().to_owned();
         let mut disks = [Vec::new(), Vec::new()];
@@ -58,11 +68,14 @@ impl Migration {
                 disks.push(Disk {
                     node: format!("disk{index}"),
                     format,
-                    image: directory.join(format!("{side}.disk{index}.{format}")),
+                    image: directory.join(side).join(format!("disk{index}.{format}")),
                 });
             }
         }
         let [at_source, at_destination] = disks;
+        for side in ["source", "destination"] {
+            std::fs::create_dir(directory.join(side)).expect("a new directory");
+        }
         for (index, (from, to)) in (0..).zip(at_source.iter().zip(&at_destination)) {
             fill(from, disk_mib, index);
             qemu_img()
@@ -71,9 +84,10 @@ impl Migration {
                 .arg(format!("{disk_mib}M"))
                 .succeed(PATIENCE);
         }
-        let (near, far) = (Some(wire.source.pid()), Some(wire.destination.pid()));
-        let mut source = Vm::start("source", &directory, &guest, at_source, near, false);
-        let destination = Vm::start("dest", &directory, &guest, at_destination, far, true);
+        let (near, far) = (wire.map(|wire| wire.source.pid()), wire.map(|wire| wire.destination.pid()));
+        let small = room.map(|mib| on_a_small_disk(&directory.join("destination"), mib));
+        let mut source = Vm::start("source", &directory, &guest, at_source, near, false, None);
+        let destination = Vm::start("dest", &directory, &guest, at_destination, far, true, small);
         source.said("vbs-ready", |_| true);
         source.said("vbs-at", |state| written(state, 50));
         Self { source, destination, directory, disk_mib }
@@ -112,20 +126,23 @@ impl Migration {
     /// Starts to mirror every disk, as fast as it goes or at most at `speed` bytes per second.
     #[track_caller]
     pub(crate) fn start_mirrors(&mut self, speed: u64) {
-        let path = self.directory.join("near.nbd");
         for disk in &self.source.disks {
             let target = format!("mirror-{}", disk.node);
-            let node = json!({
-                "driver": "nbd", "node-name": target, "export": disk.node,
-                "server": {"type": "unix", "path": path},
-            });
-            self.source.qmp.call("blockdev-add", node);
+            self.source.qmp.call("blockdev-add", self.mirror_node(disk));
             let job = json!({
                 "job-id": disk.node, "device": disk.node, "target": target, "sync": "full",
                 "speed": speed,
             });
             self.source.qmp.call("blockdev-mirror", job);
         }
+    }
+
+    /// What a disk is mirrored to, as `blockdev-add` takes it.
+    pub(crate) fn mirror_node(&self, disk: &Disk) -> Value {
+        json!({
+            "driver": "nbd", "node-name": format!("mirror-{}", disk.node), "export": disk.node,
+            "server": {"type": "unix", "path": self.directory.join("near.nbd")},
+        })
     }
 
     /// Waits until every mirror is in step with the guest.
@@ -143,16 +160,49 @@ impl Migration {
     /// paused. Gives how long it stood still until then.
     #[track_caller]
     pub(crate) fn switch_over(&mut self) -> Duration {
+        self.start_memory(UNLIMITED);
+        let stop = self.wait_for_pause();
+        self.end_mirrors();
+        self.source.qmp.call("migrate-continue", json!({"state": "pre-switchover"}));
+        self.wait_for_end();
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed();
+        let paused = now.expect("a clock after 1970").as_secs_f64() - time_of(&stop);
+        Duration::from_secs_f64(paused.max(0.0))
+    }
+
+    /// Begins to move the memory, at most so many bytes per second.
+    #[track_caller]
+    pub(crate) fn start_memory(&mut self, bandwidth: u64) {
         let qmp = &mut self.source.qmp;
-        let capabilities = ["events", "pause-before-switchover"].map(|name| json!({"capability": name, "state": true}));
+        // By the return path the source hears that the destination has all, or else goes on by itself.
+        let capabilities =
+            ["events", "pause-before-switchover", "return-path"].map(|name| json!({"capability": name, "state": true}));
         qmp.call("migrate-set-capabilities", json!({"capabilities": capabilities}));
-        let limits = json!({"max-bandwidth": 1_u64 << 40, "downtime-limit": 300});
-        qmp.call("migrate-set-parameters", limits);
+        self.limit_memory(bandwidth);
         let uri = format!("unix:{}", self.directory.join("near.memory").display());
-        qmp.call("migrate", json!({"uri": uri}));
+        self.source.qmp.call("migrate", json!({"uri": uri}));
+    }
+
+    /// Moves the memory with at most so many bytes per second from now on.
+    #[track_caller]
+    pub(crate) fn limit_memory(&mut self, bandwidth: u64) {
+        let limits = json!({"max-bandwidth": bandwidth, "downtime-limit": 300});
+        self.source.qmp.call("migrate-set-parameters", limits);
+    }
+
+    /// Waits until the guest is paused for the switchover; gives the event that tells of it.
+    #[track_caller]
+    pub(crate) fn wait_for_pause(&mut self) -> Value {
+        let qmp = &mut self.source.qmp;
         let reached = wait_for_migration(qmp, "pre-switchover");
         assert_eq!(reached, "pre-switchover", "{:?}", qmp.events());
-        let stop = qmp.event("pause", PATIENCE, |event| event["event"] == "STOP");
+        qmp.event("pause", PATIENCE, |event| event["event"] == "STOP")
+    }
+
+    /// Ends the mirrors, in step with the paused guest.
+    #[track_caller]
+    pub(crate) fn end_mirrors(&mut self) {
+        let qmp = &mut self.source.qmp;
         // A mirror that is ready and cancelled ends in step with the guest, and only then.
         for disk in &self.source.disks {
             qmp.call("block-job-cancel", json!({"device": disk.node}));
@@ -168,7 +218,12 @@ impl Migration {
             let name = format!("mirror-{}", disk.node);
             qmp.call("blockdev-del", json!({"node-name": name}));
         }
-        qmp.call("migrate-continue", json!({"state": "pre-switchover"}));
+    }
+
+    /// Waits until the migration is complete at both sides.
+    #[track_caller]
+    pub(crate) fn wait_for_end(&mut self) {
+        let qmp = &mut self.source.qmp;
         let ended = wait_for_migration(qmp, "completed");
         assert_eq!(ended, "completed", "{:?}", qmp.events());
         let qmp = &mut self.destination.qmp;
@@ -178,9 +233,6 @@ impl Migration {
             qmp.call("block-export-del", json!({"id": id, "mode": "hard"}));
         }
         qmp.call("nbd-server-stop", json!({}));
-        let now = std::time::SystemTime::UNIX_EPOCH.elapsed();
-        let paused = now.expect("a clock after 1970").as_secs_f64() - time_of(&stop);
-        Duration::from_secs_f64(paused.max(0.0))
     }
 
     /// All of it; gives the times.
@@ -212,7 +264,7 @@ impl Migration {
         std::fs::remove_file(raw).expect("our own file");
     }
 
-    /// Lets the guest go on at the destination, and fails the test unless it works on from where it
+    /// Ends the source, lets the guest go on at the destination, and fails the test unless it works on from where it
     /// was, and every record and page is whole to its end.
     #[track_caller]
     pub(crate) fn assert_guest_goes_on(&mut self) {
@@ -220,13 +272,35 @@ impl Migration {
         self.source.qmp.call("quit", json!({}));
         self.source.process.wait(PATIENCE);
         self.source.assert_guest_is_well();
+        self.assert_guest_goes_on_from(&before);
+    }
+
+    /// The same, where the source has ended after the guest said that.
+    #[track_caller]
+    pub(crate) fn assert_guest_goes_on_from(&mut self, before: &State) {
         self.destination.qmp.call("cont", json!({}));
         // Two laps later it has looked at each page that came over.
-        let later = |state: &State| state.laps >= before.laps + 2 && written(state, newest(&before) + 100);
+        let later = |state: &State| state.laps >= before.laps + 2 && written(state, newest(before) + 100);
         self.destination.said("vbs-at", later);
         let end = self.destination.stop_guest();
         assert_disks_are_whole(&self.destination.disks, &end, &self.directory);
     }
+}
+
+/// Starts a program that alone sees `directory` on a file system of so many MiB, with what was in it before.
+fn on_a_small_disk(directory: &Path, mib: u64) -> Run {
+    need_root("mount a file system");
+    let script = r#"
+        set -e
+        mkdir "$0.small"
+        mount -t tmpfs -o size="$1" small "$0.small"
+        cp --sparse=always "$0"/* "$0.small"
+        mount --bind "$0.small" "$0"
+        shift
+        exec "$@"
+    "#;
+    let run = Run::new("unshare", "util-linux").args(["--mount", "--propagation", "private", "sh", "-c", script]);
+    run.arg(directory).arg(format!("{mib}m"))
 }
 
 /// Whether the guest has written so many records to each disk.

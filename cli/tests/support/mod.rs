@@ -9,14 +9,17 @@
 
 pub(crate) mod bytes;
 pub(crate) mod echo;
+pub(crate) mod fault;
 pub(crate) mod guest;
 pub(crate) mod libvirtd;
+pub(crate) mod link;
 pub(crate) mod machine;
 pub(crate) mod migrate;
 pub(crate) mod net;
 pub(crate) mod process;
 pub(crate) mod qmp;
 pub(crate) mod relay;
+pub(crate) mod said;
 pub(crate) mod tool;
 pub(crate) mod vm;
 

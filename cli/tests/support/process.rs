@@ -230,6 +230,12 @@ impl Process {
         std::fs::read_dir(self.proc("fd")).expect("its descriptors").count()
     }
 
+    /// How many threads it has.
+    #[track_caller]
+    pub(crate) fn threads(&self) -> usize {
+        std::fs::read_dir(self.proc("task")).expect("its threads").count()
+    }
+
     /// Its resident memory in bytes.
     #[track_caller]
     pub(crate) fn resident(&self) -> u64 {

@@ -16,6 +16,12 @@ pub(crate) struct Qmp {
     calls: u64,
 }
 
+/// A call that QEMU may not have answered yet.
+pub(crate) struct Call {
+    id: u64,
+    command: String,
+}
+
 impl Qmp {
     /// Connects as soon as QEMU listens on `path`, and gets through the greeting.
     #[track_caller]
@@ -44,19 +50,31 @@ impl Qmp {
     /// Calls `command` and gives what it returned, or its error.
     #[track_caller]
     pub(crate) fn try_call(&mut self, command: &str, arguments: Value) -> Result<Value, Value> {
+        let call = self.begin(command, arguments);
+        self.outcome(call, PATIENCE)
+    }
+
+    /// Calls `command` and does not wait; the next that is asked for is its `outcome`.
+    #[track_caller]
+    pub(crate) fn begin(&mut self, command: &str, arguments: Value) -> Call {
         self.calls += 1;
-        let id = self.calls;
-        let call = json!({"execute": command, "arguments": arguments, "id": id});
+        let call = json!({"execute": command, "arguments": arguments, "id": self.calls});
         let sent = writeln!(self.stream.get_mut(), "{call}");
         sent.unwrap_or_else(|error| panic!("{} is gone at {command}: {error}", self.name));
-        let deadline = Instant::now() + PATIENCE;
+        Call { id: self.calls, command: command.to_owned() }
+    }
+
+    /// What a call has returned, or its error.
+    #[track_caller]
+    pub(crate) fn outcome(&mut self, call: Call, within: Duration) -> Result<Value, Value> {
+        let deadline = Instant::now() + within;
         loop {
             let Some(mut message) = self.receive(deadline) else {
-                panic!("{} does not answer {command} in {PATIENCE:?}", self.name);
+                panic!("{} does not answer {} in {within:?}", self.name, call.command);
             };
             if message.get("event").is_some() {
                 self.events.push(message);
-            } else if message["id"] == id {
+            } else if message["id"] == call.id {
                 return match message.get_mut("error") {
                     Some(error) => Err(error.take()),
                     None => Ok(message["return"].take()),

@@ -36,6 +36,15 @@ impl Disk {
     }
 }
 
+/// Fails the test unless QEMU finds its own part of the image in order; clusters that nobody uses are no error after a SIGKILL.
+#[track_caller]
+pub(crate) fn assert_image_is_sound(disk: &Disk) {
+    if disk.format == "qcow2" {
+        let finished = qemu_img().args(["check", "-q", "-f", disk.format]).arg(&disk.image).finish(PATIENCE);
+        assert!(matches!(finished.status.code(), Some(0 | 3)), "{finished}");
+    }
+}
+
 pub(crate) fn qemu_img() -> Run {
     Run::new("qemu-img", "qemu-utils")
 }
@@ -51,7 +60,7 @@ pub(crate) struct Vm {
 
 impl Vm {
     /// Starts it with its files in `directory`: to run at once, or to wait for an `incoming`
-    /// migration, paused.
+    /// migration, paused. With `by` somebody else starts it, in the place that it shall have.
     #[track_caller]
     pub(crate) fn start(
         name: &str,
@@ -60,6 +69,7 @@ impl Vm {
         disks: Vec<Disk>,
         namespace: Option<Pid>,
         incoming: bool,
+        by: Option<Run>,
     ) -> Self {
         let file = |suffix: &str| directory.join(format!("{name}.{suffix}"));
         let (machine, console, log) = (file("qmp"), file("console"), file("log"));
@@ -95,6 +105,9 @@ impl Vm {
         }
         if incoming {
             run = run.args(["-S", "-incoming", "defer"]);
+        }
+        if let Some(by) = by {
+            run = run.under(by);
         }
         let process = run.in_namespace_of(namespace).start();
         let qmp = Qmp::connect(process.name(), &machine);
