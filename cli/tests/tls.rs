@@ -52,6 +52,11 @@ fn with_pki(run: Run, directory: &Path) -> Run {
     run.arg("--pki").arg(directory)
 }
 
+/// A serve that lets in whoever has a certificate of the authority's.
+fn serving<'a>(listen: &str, targets: impl IntoIterator<Item = (&'a str, &'a Path)>, directory: &Path) -> Run {
+    with_pki(serve(listen, targets), directory).args(["--allow-dn", "*"])
+}
+
 /// What a URI has behind its question mark.
 fn uri(host_and_port: &str, directory: &Path) -> String {
     format!("qemu+tls://{host_and_port}/system?pkipath={}", directory.display())
@@ -96,7 +101,7 @@ fn libvirtd_answers_our_client_on_its_tls_port_and_passes_its_section_whole() {
 fn the_name_that_we_give_a_certificate_is_the_one_that_libvirtd_allows_and_who_is_not_on_its_list_is_told() {
     let keys = Keys::new();
     let odd = keys.with_client("odd", &keys.authority.client("a+b <c>; \"d\" \\ #e"));
-    let serve = with_pki(serve(ANY_TLS_PORT, [("disk", Path::new("/nowhere"))]), &keys.path()).start();
+    let serve = serving(ANY_TLS_PORT, [("disk", Path::new("/nowhere"))], &keys.path()).start();
     let address = host_and_port(&serve);
     tool().args(["probe", &uri(&address, &odd)]).succeed(PATIENCE);
     let line = serve.line_on_stderr("who it is", |line| line.contains("TLS 1.3 with "));
@@ -120,7 +125,7 @@ fn front(libvirtd: &Libvirtd, directory: &Path) -> Process {
         .named("virbistream serve --libvirt")
         .args(["serve", "-v", "--listen", ANY_TLS_PORT, "--libvirt"])
         .arg(format!("unix:{}", libvirtd.socket().display()));
-    with_pki(front, directory).start()
+    with_pki(front, directory).args(["--allow-dn", "*"]).start()
 }
 
 #[test]
@@ -170,7 +175,7 @@ fn virsh_works_through_our_tls_port_with_its_streams_and_nobody_else_does() {
 /// `serve` and `forward` over TLS, to the target `disk` on `far`; the socket `near` leads there.
 fn ends(scratch: &Scratch, keys: &Keys) -> (Process, Process) {
     let (near, far) = (scratch.join("near"), scratch.join("far"));
-    let serve = with_pki(serve(ANY_TLS_PORT, [("disk", &*far)]), &keys.path()).start();
+    let serve = serving(ANY_TLS_PORT, [("disk", &*far)], &keys.path()).start();
     let address = serve.ready();
     let forward = with_pki(forward(&address, [("disk", &*near)]), &keys.path()).start();
     forward.ready();
@@ -222,7 +227,7 @@ fn streams_over_tls_carry_every_byte_half_close_and_stall_alone() {
 #[test]
 fn forward_says_in_one_sentence_why_it_is_not_let_in_and_serve_why_it_lets_nobody_in() {
     let (keys, scratch) = (Keys::new(), Scratch::new());
-    let serve = with_pki(serve(ANY_TLS_PORT, [("disk", Path::new("/nowhere"))]), &keys.path()).start();
+    let serve = serving(ANY_TLS_PORT, [("disk", Path::new("/nowhere"))], &keys.path()).start();
     let address = host_and_port(&serve);
     let expired = keys.authority.sign(&Wanted { until: 2001, ..Wanted::default() });
     let stranger = Authority::new("stranger");
@@ -241,9 +246,8 @@ fn forward_says_in_one_sentence_why_it_is_not_let_in_and_serve_why_it_lets_nobod
         let port = address.rsplit_once(':').expect("a port").1;
         let peer = if host == "127.0.0.1" { address.clone() } else { format!("{host}:{port}") };
         // To another of the loopback's addresses a connection of its own is needed.
-        let other = (host != "127.0.0.1").then(|| {
-            with_pki(support::tool::serve("tls://127.0.0.2:0", [("disk", Path::new("/nowhere"))]), &keys.path()).start()
-        });
+        let other = (host != "127.0.0.1")
+            .then(|| serving("tls://127.0.0.2:0", [("disk", Path::new("/nowhere"))], &keys.path()).start());
         let peer = other.as_ref().map_or(peer, host_and_port);
         let serve = other.as_ref().unwrap_or(&serve);
         let forward = forward(&format!("tls://{peer}"), [("disk", &*scratch.join("near"))]);
@@ -257,7 +261,7 @@ fn forward_says_in_one_sentence_why_it_is_not_let_in_and_serve_why_it_lets_nobod
 #[test]
 fn what_is_wrong_with_the_files_is_said_before_anything_listens() {
     let (keys, scratch) = (Keys::new(), Scratch::new());
-    let run = |directory: &Path| with_pki(serve(ANY_TLS_PORT, [("disk", Path::new("/nowhere"))]), directory);
+    let run = |directory: &Path| serving(ANY_TLS_PORT, [("disk", Path::new("/nowhere"))], directory);
     assert_fails(run(&scratch.join("nothing")), &["cannot read", "nothing/cacert.pem"]);
     let broken = scratch.join("broken");
     keys.authority.fill(&broken);
@@ -318,7 +322,7 @@ fn openssl(address: &str, more: &[&str]) -> Finished {
 fn another_program_gets_in_with_a_certificate_alone_over_tls_1_2_and_1_3_and_no_older() {
     let keys = Keys::new();
     let run = serve(ANY_TLS_PORT, [("disk", Path::new("/nowhere"))]);
-    let serve = with_pki(run, &keys.path()).start();
+    let serve = with_pki(run, &keys.path()).args(["--allow-dn", "*"]).start();
     let address = host_and_port(&serve);
     let file = |name: &str| keys.path().join(name).display().to_string();
     let (certificate, key) = (file("clientcert.pem"), file("clientkey.pem"));
