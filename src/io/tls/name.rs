@@ -106,7 +106,7 @@ fn kinds(name: &str) -> &'static [u32] {
 }
 
 fn text(name: &str, attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
-    let (tag, bytes) = (attribute.attr_value().header.tag().0, attribute.attr_value().data.as_ref());
+    let (tag, bytes) = (attribute.attr_value().header.tag().0, attribute.attr_value().data);
     match tag {
         tag if !kinds(name).contains(&tag) => None,
         UTF8 => std::str::from_utf8(bytes).ok().map(str::to_owned),
@@ -138,7 +138,7 @@ fn escaped(text: &str) -> String {
 fn hexadecimal(attribute: &AttributeTypeAndValue<'_>) -> String {
     let value = attribute.attr_value();
     let mut text = String::from("#");
-    let bytes = value.data.as_ref();
+    let bytes = value.data;
     // Attributes of certificates are shorter than what a longer form of the length is for, or they are no names of people.
     let tag = u8::try_from(value.header.tag().0).unwrap_or(u8::MAX);
     let length = match u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes() {
