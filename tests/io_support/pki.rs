@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
 
 /// An authority.
@@ -89,7 +89,8 @@ impl Leaf {
 
 fn distinguished(common_name: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
-    name.push(DnType::CountryName, "GB");
+    // As standards want it; another kind of string is no text to GnuTLS.
+    name.push(DnType::CountryName, DnValue::PrintableString("GB".try_into().unwrap()));
     name.push(DnType::OrganizationName, "Red, Hat");
     name.push(DnType::CommonName, common_name);
     name

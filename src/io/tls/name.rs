@@ -82,30 +82,41 @@ fn dn(name: &X509Name<'_>) -> String {
 fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
     let oid = attribute.attr_type().to_id_string();
     let known = NAMES.iter().find(|(number, _)| *number == oid).map(|(_, name)| *name);
-    match (known, text(attribute)) {
-        (Some(name), Some(text)) if name != "telephoneNumber" => format!("{name}={}", escaped(&text)),
-        (name, _) => format!("{}={}", name.unwrap_or(&oid), hexadecimal(attribute)),
+    match known.and_then(|name| Some((name, text(name, attribute)?))) {
+        Some((name, text)) => format!("{name}={}", escaped(&text)),
+        None => format!("{}={}", known.unwrap_or(&oid), hexadecimal(attribute)),
     }
 }
 
-/// The value's text, in whichever of ASN.1's strings it is.
-fn text(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
-    const UTF8: u32 = 12;
-    const PLAIN: [u32; 4] = [18, 19, 22, 26];
-    const TELETEX: u32 = 20;
-    const BMP: u32 = 30;
+const UTF8: u32 = 12;
+const PRINTABLE: u32 = 19;
+const TELETEX: u32 = 20;
+const IA5: u32 = 22;
+const BMP: u32 = 30;
+
+/// ASN.1's strings that an attribute may be of. GnuTLS takes one of another kind for no text.
+fn kinds(name: &str) -> &'static [u32] {
+    match name {
+        "telephoneNumber" | "dateOfBirth" => &[],
+        "C" | "serialNumber" | "dnQualifier" | "gender" => &[PRINTABLE],
+        "jurisdictionOfIncorporationCountryName" | "countryOfCitizenship" | "countryOfResidence" => &[PRINTABLE],
+        "DC" | "EMAIL" => &[IA5],
+        _ => &[UTF8, PRINTABLE, TELETEX, BMP],
+    }
+}
+
+fn text(name: &str, attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
     let (tag, bytes) = (attribute.attr_value().header.tag().0, attribute.attr_value().data);
     match tag {
+        tag if !kinds(name).contains(&tag) => None,
         UTF8 => std::str::from_utf8(bytes).ok().map(str::to_owned),
-        tag if PLAIN.contains(&tag) || tag == TELETEX => {
-            bytes.is_ascii().then(|| bytes.iter().map(|byte| char::from(*byte)).collect())
-        }
         BMP if bytes.len().is_multiple_of(2) => {
-            let units: Vec<u16> =
-                bytes.chunks_exact(2).map(|unit| u16::from(unit[0]) << 8 | u16::from(unit[1])).collect();
+            let unit = |unit: &[u8]| u16::from(unit[0]) << 8 | u16::from(unit[1]);
+            let units: Vec<u16> = bytes.chunks_exact(2).map(unit).collect();
             String::from_utf16(&units).ok()
         }
-        _ => None,
+        BMP => None,
+        _ => bytes.is_ascii().then(|| bytes.iter().map(|byte| char::from(*byte)).collect()),
     }
 }
 
@@ -181,6 +192,17 @@ Oi30geK3MTxne3uDc4/2KjZIAhcH
         );
         assert_eq!(dn, gnutls);
         assert_eq!(names, ["host.example", "192.0.2.1", "2001:db8::1"]);
+    }
+
+    #[test]
+    fn a_country_that_is_no_printable_string_is_no_text_to_gnutls_nor_to_us() {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CountryName, "GB");
+        params.distinguished_name.remove(rcgen::DnType::CommonName);
+        let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        let Identity::Certificate { dn, .. } = identity(certificate.der()).unwrap() else { unreachable!() };
+        // As libvirtd 9.0 logged it.
+        assert_eq!(dn, "C=#0c024742");
     }
 
     #[test]
