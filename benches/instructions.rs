@@ -68,7 +68,7 @@ fn send(pair: &mut Pair) -> [u8; HEADER_LEN] {
     pair.near.stream(grant.id).expect("whose turn it is").send(PAYLOAD.min(grant.max)).expect("granted")
 }
 
-#[library_benchmark(config = at_most(430))]
+#[library_benchmark(config = at_most(490))]
 #[bench::default(ready())]
 fn session_data_out(mut pair: Pair) -> Pair {
     for _ in 0..PACKETS {
@@ -98,8 +98,8 @@ fn session_data_in((mut pair, headers): (Pair, Vec<(u32, Header)>)) -> (Pair, Ve
 
 // A round of 1,000 DATA packets with their CREDIT, through the decoder, by so many streams.
 #[library_benchmark]
-#[bench::one_stream(args = (warm(1)), config = at_most(1080))]
-#[bench::streams_64(args = (warm(64)), config = at_most(1760))]
+#[bench::one_stream(args = (warm(1)), config = at_most(1140))]
+#[bench::streams_64(args = (warm(64)), config = at_most(1840))]
 fn session_round(mut pair: Pair) -> Pair {
     black_box(pair.round(4096));
     pair

@@ -339,6 +339,66 @@ fn a_link_that_takes_nothing_does_not_outlive_its_session() {
 }
 
 #[test]
+fn a_peer_that_reads_nothing_is_given_up_whatever_it_sends() {
+    let (reached, marks) = mpsc::channel();
+    let source = move || Endless::new(Pattern::new(1), 300_000, reached.clone());
+    let limit = Duration::from_millis(500);
+    let (mut far, address) = far_with(source, Config { silence_limit: limit, ..Config::default() });
+    let mut peer = Raw::narrow(&address);
+    let key = far.link_accepted();
+    peer.hello();
+    peer.open(1, "endless", u64::MAX);
+    marks.recv_timeout(PATIENCE).unwrap();
+    // It is anything but silent.
+    let mut writer = peer.stream.try_clone().unwrap();
+    let saying = thread::spawn(move || {
+        let credit = |n| virbistream::wire::Credit { stream: 1, consumed: 0, limit: u64::MAX / 2 + n };
+        let say = |n| packet(Procedure::Credit, PacketType::Message, 0, Status::Ok, &credit(n));
+        (0..).take_while(|n| writer.write_all(&say(*n)).is_ok()).for_each(|_| thread::yield_now());
+    });
+    assert_eq!(far.session_ended(key), Err(SessionError::Unread(limit)));
+    saying.join().unwrap();
+}
+
+#[test]
+fn a_flood_of_pings_ends_its_session_and_no_other() {
+    let mut far = Node::start();
+    let address = far.listen(SessionOptions::default());
+    let mut other = Raw::connect(&address);
+    let _ = far.link_accepted();
+    other.hello();
+    let mut peer = Raw::connect(&address);
+    let key = far.link_accepted();
+    peer.hello();
+    let pings = packet(Procedure::Ping, PacketType::Message, 0, Status::Ok, &virbistream::wire::Ping { token: 1 });
+    let flood = pings.repeat(10_000);
+    let mut writer = peer.stream.try_clone().unwrap();
+    let saying = thread::spawn(move || while writer.write_all(&flood).is_ok() {});
+    let Err(SessionError::PeerMisbehaved { rule, .. }) = far.session_ended(key) else { panic!() };
+    assert_eq!(rule, Rule::Flood);
+    saying.join().unwrap();
+    other.ping();
+}
+
+#[test]
+fn streams_asked_for_too_often_are_refused_and_the_session_goes_on() {
+    let far = Node::start();
+    let config = Config { max_opens: 5, ..Config::default() };
+    let address = far.listen(SessionOptions { config, ..SessionOptions::default() });
+    let mut peer = Raw::connect(&address);
+    peer.hello();
+    let mut refused = Vec::new();
+    for n in 0..100 {
+        peer.open(2 * n + 1, "it", 0);
+        let error: RemoteError = peer.expect(Procedure::Open, PacketType::Reply, 2 * n + 1, Status::Error);
+        refused.push(error.code);
+    }
+    assert_eq!(refused[..20], [codes::DEVICE_MISSING; 20]);
+    assert!(refused.iter().filter(|code| **code == codes::RESOURCE_BUSY).count() > 50, "{refused:?}");
+    peer.ping();
+}
+
+#[test]
 fn refusals_that_are_never_read_end_the_session() {
     let mut far = Node::start();
     let address = far.listen(SessionOptions::default());

@@ -268,7 +268,7 @@ fn targets_are_told_who_asks_and_what() {
     tunnel.near.handle.open(tunnel.near_key, open.clone(), Custom::new().0.boxed());
     let ((peer, identity), kind, priority, extensions) = asked.recv_timeout(PATIENCE).unwrap();
     assert!(peer.starts_with("tcp://127.0.0.1:"), "{peer}");
-    assert_eq!(identity, Identity::Unknown);
+    assert_eq!(identity, Identity::Loopback);
     assert_eq!((kind, priority, extensions), (open.kind, open.priority, open.extensions));
 }
 

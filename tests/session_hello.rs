@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use support::*;
 use virbistream::proto::{Config, Event, MemoryBudget, OpenError, SessionError, Side};
-use virbistream::wire::{Close, Extension, Hello, HelloReply, Limits, PACKET_MAX, PACKET_MIN, Rule, close, codes};
+use virbistream::wire::{
+    Close, EXT_TICKET, Extension, Hello, HelloReply, Limits, PACKET_MAX, PACKET_MIN, Rule, close, codes,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -329,4 +331,78 @@ fn what_a_configuration_says_out_of_range_is_brought_into_it() {
         probe.hear(&Packet::Reset(probe.theirs(n), support::error(1, "")));
     }
     assert_eq!(probe.session.granted(), 0);
+}
+
+fn ticket(needed: bool) -> Extension {
+    Extension { kind: EXT_TICKET, needed, value: vec![9; 32] }
+}
+
+/// One that has heard a HELLO with a ticket, which its owner has to judge.
+fn judging() -> Probe {
+    let mut probe = Probe::new(Side::Accepting, Config { judge_hello: true, ..small() });
+    probe.hear(&Packet::Hello(7, Hello { extensions: vec![ticket(true)], ..hello() }));
+    assert_eq!(probe.news(), [Event::Hello { extensions: vec![ticket(true)] }]);
+    assert_eq!(probe.speak(), [], "nothing before its owner's word");
+    assert!(!probe.session.is_established());
+    probe
+}
+
+#[test]
+fn who_is_admitted_has_the_streams_that_its_judge_allows_and_no_more_than_configured() {
+    for (allowed, has) in [(2, 2), (100, 4)] {
+        let mut probe = judging();
+        probe.session.admit(allowed);
+        assert_eq!(probe.news(), [Event::Established { version: 1, features: 0, limits: hello().limits }]);
+        let reply = HelloReply { version: 1, features: 0, limits: limits(4096, has), extensions: Vec::new() };
+        assert_eq!(probe.speak(), [Packet::HelloReply(7, reply)]);
+        for n in 0..=has {
+            probe.hear(&Packet::Open(probe.theirs(n), open("vda")));
+        }
+        assert!(matches!(probe.speak()[..], [Packet::OpenRefused(..)]), "of one more than {has}");
+    }
+}
+
+#[test]
+fn who_is_denied_is_told_why_and_never_taken_for_a_guest_of_a_legacy_peer() {
+    for (code, told) in [(codes::AUTH_FAILED, codes::AUTH_FAILED), (codes::RPC, codes::OPERATION_DENIED)] {
+        let mut probe = judging();
+        probe.session.deny(support::error(code, "not you"));
+        let error = support::error(told, "not you");
+        assert_eq!(probe.news(), [Event::Closed(Err(SessionError::RefusedPeer(Box::new(error.clone()))))]);
+        assert_eq!(probe.speak(), [Packet::HelloRefused(7, error)]);
+        assert!(probe.session.is_finished());
+        probe.session.admit(4);
+        assert!(!probe.session.is_established(), "it is too late to think again");
+    }
+}
+
+#[test]
+fn nothing_may_be_said_while_hello_is_judged_and_judging_has_hellos_time() {
+    let mut probe = judging();
+    let error = probe.try_hear(&Packet::Open(1, open("vda"))).unwrap_err();
+    assert!(matches!(error, SessionError::PeerMisbehaved { rule: Rule::HelloFirst, .. }), "{error}");
+    let mut probe = judging();
+    let error = probe.try_hear(&Packet::Hello(8, hello())).unwrap_err();
+    assert!(matches!(error, SessionError::PeerMisbehaved { rule: Rule::HelloOnce, .. }), "{error}");
+    let mut probe = judging();
+    probe.pass(HOUR);
+    assert!(matches!(probe.news()[..], [Event::Closed(Err(SessionError::HelloTimeout(_)))]));
+}
+
+#[test]
+fn a_ticket_that_is_needed_is_refused_where_nobody_judges_it() {
+    let with_ticket = |needed| Packet::Hello(7, Hello { extensions: vec![ticket(needed)], ..hello() });
+    refused(&with_ticket(true).encode(), codes::OPERATION_UNSUPPORTED, Rule::Extension);
+    let mut probe = Probe::new(Side::Accepting, small());
+    probe.hear(&with_ticket(false));
+    assert!(probe.session.is_established());
+}
+
+#[test]
+fn our_hello_says_what_is_configured_within_the_bounds() {
+    let too_long = Extension { kind: 5, needed: false, value: vec![0; 1025] };
+    let many = std::iter::once(too_long).chain(std::iter::repeat_n(ticket(true), 20)).collect();
+    let mut probe = Probe::new(Side::Connecting, Config { hello_extensions: many, ..small() });
+    let said = probe.speak();
+    assert!(matches!(&said[..], [Packet::Hello(1, hello)] if hello.extensions == vec![ticket(true); 16]), "{said:?}");
 }

@@ -1,12 +1,15 @@
 //! Whatever a peer sends, packets or not, a session does not panic, says nothing that it may not say, holds no more than
 //! it may, gives each stream one end and keeps its first cause.
 
+#[path = "support/settings.rs"]
+mod settings;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
+use settings::settings;
 use support::*;
 use virbistream::proto::{Config, Event, Misuse, SessionError, Side};
 use virbistream::wire::{Close, Credit, Extension, Hello, HelloReply, Limits, Open, OpenReply};

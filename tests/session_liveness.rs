@@ -12,7 +12,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// A PING each 5 s, and 30 s of silence are the end.
 fn config() -> Config {
-    Config { ping_interval: 5 * SECOND, silence_limit: 30 * SECOND, ..small() }
+    Config { ping_interval: 5 * SECOND, silence_limit: 30 * SECOND, max_idle_control: 1 << 20, ..small() }
 }
 
 fn last_ping(said: &[Packet]) -> u64 {

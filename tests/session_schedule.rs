@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use support::*;
-use virbistream::proto::{Config, Side};
+use virbistream::proto::{Config, Misuse, Side};
 use virbistream::wire::{Hello, Limits, Open};
 
 const MIB: u64 = 1 << 20;
@@ -228,6 +228,45 @@ fn however_many_come_and_go_nobody_starves() {
     }
     let (share, turn) = (all / 101, LIBVIRT as usize);
     assert!(of_bulk + 2 * turn >= share, "{of_bulk} of {all}, which is not a share and in turns");
+}
+
+#[test]
+fn a_stream_that_waits_gets_its_share_beside_ever_new_ones() {
+    let mut probe = unlimited(LIBVIRT);
+    let bulk = bulk(&mut probe, 1)[0];
+    let (mut of_bulk, mut all) = (0, 0);
+    for _ in 0..60 {
+        let new = ready(&mut probe, 2);
+        let mut left = LIBVIRT as usize;
+        while left > 0 {
+            let grant = probe.session.poll_grant().unwrap();
+            let len = if grant.id.number() == bulk { grant.max } else { grant.max.min(left) };
+            probe.session.stream(grant.id).unwrap().send(len).unwrap();
+            all += len;
+            if grant.id.number() == bulk { of_bulk += len } else { left -= len }
+        }
+        probe.stream(new).blocked();
+    }
+    assert!(of_bulk * 4 > all, "{of_bulk} of {all}");
+}
+
+#[test]
+fn a_stream_that_was_overtaken_within_its_turn_sends_nothing_until_it_is_its_turn_again() {
+    let mut probe = unlimited(LIBVIRT);
+    let bulk = bulk(&mut probe, 1)[0];
+    let small = ready(&mut probe, 2);
+    run(&mut probe, 4 * u64::from(LIBVIRT), |id| if id == small { 100 } else { 1000 });
+    probe.stream(small).blocked();
+    let grant = probe.session.poll_grant().unwrap();
+    assert_eq!(grant.id.number(), bulk);
+    probe.stream(bulk).send(1).unwrap();
+    let urgent = ready(&mut probe, 0);
+    assert_eq!(probe.stream(bulk).send(1), Err(Misuse::BeyondGrant));
+    assert_eq!(probe.session.poll_grant().map(|grant| grant.id.number()), Some(urgent));
+    probe.stream(urgent).send(1).unwrap();
+    probe.stream(urgent).blocked();
+    probe.session.poll_grant().unwrap();
+    probe.stream(bulk).send(1).unwrap();
 }
 
 #[test]

@@ -306,6 +306,7 @@ fn ours() -> Vec<(&'static str, u64)> {
         ("BS_EXTENSIONS_MAX", EXTENSIONS_MAX as u64),
         ("BS_EXTENSION_LEN", EXTENSION_LEN as u64),
         ("BS_EXT_SESSION", EXT_SESSION.into()),
+        ("BS_EXT_TICKET", EXT_TICKET.into()),
         ("BS_BISTREAM_1", BISTREAM_1.into()),
         ("BS_FEATURE_HOLES", feature::HOLES),
         ("BS_FEATURE_RESUME", feature::RESUME),

@@ -10,11 +10,12 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
 use virbistream::io::{Address, Permissions};
 use virbistream::proto::{Config, MemoryBudget};
-use virbistream::wire::{DATA_MIN, PRIORITY_MAX};
+use virbistream::wire::PRIORITY_MAX;
 
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
 use crate::uri::Uri;
+use crate::values::{Owner, Upstream, parse_mode, parse_window};
 
 /// Carries many two-way streams over one connection: the disks and the memory of a live migration.
 #[derive(Debug, Parser)]
@@ -42,6 +43,10 @@ impl Cli {
 pub(crate) enum Command {
     /// Offer targets, UNIX sockets of this host, to who connects
     Serve(ServeArgs),
+    /// Say what is wrong with a configuration file of serve, if anything is
+    CheckConfig(CheckConfigArgs),
+    /// Have a running serve make a secret that lets its bearer in, once
+    Ticket(TicketArgs),
     /// Listen on UNIX sockets, and carry each connection to a target of the peer
     Forward(ForwardArgs),
     /// Move disks and memory between two ends on this machine, and verify every byte
@@ -63,7 +68,7 @@ impl Command {
             Self::Forward(args) => args.check_priorities().and_then(|()| args.session.check()),
             Self::Serve(ServeArgs { session, .. }) => session.check(),
             Self::Conformance(args) => args.check(),
-            Self::Demo(_) | Self::Probe(_) => Ok(()),
+            Self::Demo(_) | Self::Probe(_) | Self::CheckConfig(_) | Self::Ticket(_) => Ok(()),
         }
     }
 }
@@ -72,22 +77,72 @@ impl Command {
 pub(crate) struct ServeArgs {
     /// Where to listen: tcp://HOST:PORT or unix:PATH; can be given more than once. Port 0 takes a free one, and `ready` is
     /// followed by the addresses
-    #[arg(long, value_name = "ADDRESS", required = true)]
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "config")]
     pub(crate) listen: Vec<Address>,
+    /// Take all that is asked for here from a file instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = CONFIGURED)]
+    pub(crate) config: Option<PathBuf>,
     /// A socket that peers may reach, and its name; it is dialled when a stream to it is opened
-    #[arg(long, value_name = "NAME=unix:PATH", required_unless_present = "libvirt")]
+    #[arg(long, value_name = "NAME=unix:PATH", required_unless_present_any = ["libvirt", "config"])]
     pub(crate) target: Vec<Target>,
     /// Stand in front of an unmodified libvirtd: what of libvirt's RPC comes passes to it, over a connection for each client.
     /// All addresses must be UNIX sockets; their mode is 0600
     #[arg(long, value_name = "unix:PATH")]
     pub(crate) libvirt: Option<Upstream>,
+    /// Let everybody who reaches a plain TCP address have the targets, from other hosts too: nothing proves who they are, and nothing
+    /// that passes is hidden. Without it such addresses are of the loopback
+    #[arg(long)]
+    pub(crate) insecure_tcp: bool,
+    /// A UNIX socket on which the user that runs serve can ask for tickets
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+    /// Peers that may have a session at once; as many more may be on their way to one
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub(crate) max_sessions: usize,
     /// Threads that share the sessions; as many as the machine has cores, if this is not given
     #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    pub(crate) threads: Option<NonZeroUsize>,
     #[command(flatten)]
     pub(crate) socket: SocketArgs,
     #[command(flatten)]
     pub(crate) session: SessionArgs,
+}
+
+/// What a file says instead.
+const CONFIGURED: [&str; 14] = [
+    "max_sessions",
+    "listen",
+    "target",
+    "libvirt",
+    "insecure_tcp",
+    "control",
+    "threads",
+    "socket_mode",
+    "socket_owner",
+    "window",
+    "memory",
+    "max_streams",
+    "bandwidth",
+    "drain",
+];
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckConfigArgs {
+    /// The file, as serve --config takes it
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TicketArgs {
+    /// The control socket of the serve
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: PathBuf,
+    /// The targets that the bearer may open; `*` stands for any characters, `?` for one
+    #[arg(long, value_name = "NAME", required = true)]
+    pub(crate) target: Vec<String>,
+    /// How long the ticket can be used: a number with s, m or h, at most 24h
+    #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = parse_valid)]
+    pub(crate) valid: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +157,9 @@ pub(crate) struct ForwardArgs {
     /// socket that is not named has 2
     #[arg(long, value_name = "NAME=N")]
     priority: Vec<Priority>,
+    /// A file with the ticket that lets us in, `-` for stdin. It is worth nothing after the first connection
+    #[arg(long, value_name = "FILE", conflicts_with = "reconnect")]
+    pub(crate) ticket: Option<PathBuf>,
     /// When the session is lost, keep listening and connect again
     #[arg(long)]
     pub(crate) reconnect: bool,
@@ -159,10 +217,6 @@ impl ForwardArgs {
 }
 
 impl ServeArgs {
-    pub(crate) fn threads(&self) -> NonZeroUsize {
-        self.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
-    }
-
     /// Who reaches libvirtd can do what root can, and nobody is asked yet who he is.
     fn check_libvirt(&self) -> Result<(), String> {
         if let Some(address) = self.listen.iter().find(|address| matches!(address, Address::Tcp { .. })) {
@@ -224,21 +278,6 @@ impl SessionArgs {
             memory_budget: MemoryBudget::new(self.memory.as_u64()),
             max_streams: self.max_streams,
             ..Config::default()
-        }
-    }
-}
-
-/// `unix:PATH`
-#[derive(Clone, Debug)]
-pub(crate) struct Upstream(pub(crate) PathBuf);
-
-impl FromStr for Upstream {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse().map_err(|error| format!("{error}"))? {
-            Address::Unix(path) => Ok(Self(path)),
-            Address::Tcp { .. } => Err("libvirtd is reached over its UNIX socket: write unix:PATH".into()),
         }
     }
 }
@@ -306,58 +345,16 @@ fn named<'a>(text: &'a str, form: &str) -> Result<(String, &'a str), String> {
     Ok((name.into(), rest))
 }
 
-/// `USER[:GROUP]`, each a name or a number.
-#[derive(Clone, Copy, Debug, Default)]
-struct Owner {
-    user: Option<u32>,
-    group: Option<u32>,
-}
-
-impl FromStr for Owner {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (user, group) = match text.split_once(':') {
-            Some((user, group)) => (user, Some(group)),
-            None => (text, None),
-        };
-        let user = if user.is_empty() { None } else { Some(user_id(user)?) };
-        Ok(Self { user, group: group.map(group_id).transpose()? })
-    }
-}
-
-fn user_id(user: &str) -> Result<u32, String> {
-    if let Some(number) = number(user) {
-        return Ok(number);
-    }
-    match nix::unistd::User::from_name(user) {
-        Ok(Some(found)) => Ok(found.uid.as_raw()),
-        Ok(None) => Err(format!("no user `{user}`")),
-        Err(error) => Err(format!("user `{user}`: {error}")),
-    }
-}
-
-fn group_id(group: &str) -> Result<u32, String> {
-    if let Some(number) = number(group) {
-        return Ok(number);
-    }
-    match nix::unistd::Group::from_name(group) {
-        Ok(Some(found)) => Ok(found.gid.as_raw()),
-        Ok(None) => Err(format!("no group `{group}`")),
-        Err(error) => Err(format!("group `{group}`: {error}")),
-    }
-}
-
-/// The highest number is nobody's: chown takes it for "leave it as it is".
-fn number(id: &str) -> Option<u32> {
-    id.parse().ok().filter(|number| *number != u32::MAX)
-}
-
-fn parse_window(text: &str) -> Result<ByteSize, String> {
-    let window: ByteSize = text.parse()?;
-    match window.as_u64() >= DATA_MIN.into() {
-        true => Ok(window),
-        false => Err(format!("a window has at least {DATA_MIN} bytes")),
+fn parse_valid(text: &str) -> Result<Duration, String> {
+    let time = text.strip_suffix(['s', 'm', 'h']).and_then(|number| number.parse::<u64>().ok());
+    let seconds = match text.as_bytes().last() {
+        Some(b's') => time,
+        Some(b'm') => time.and_then(|time| time.checked_mul(60)),
+        _ => time.and_then(|time| time.checked_mul(3600)),
+    };
+    match seconds.filter(|seconds| (1..=24 * 3600).contains(seconds)) {
+        Some(seconds) => Ok(Duration::from_secs(seconds)),
+        None => Err("write a time from 1s to 24h: 60s, 5m".into()),
     }
 }
 
@@ -367,11 +364,4 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
         true => Ok(Duration::from_secs_f64(seconds)),
         false => Err("from 0.01 to 3600 seconds are possible".into()),
     }
-}
-
-fn parse_mode(text: &str) -> Result<u32, String> {
-    u32::from_str_radix(text, 8)
-        .ok()
-        .filter(|mode| *mode <= 0o777)
-        .ok_or_else(|| "write an octal mode, 0600 say".into())
 }

@@ -1,19 +1,29 @@
 //! `virbistream forward`: listens on UNIX sockets and carries each connection to a target of the peer.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use virbistream::io::{ListenerKey, Report, SessionKey, SessionOptions, Socket};
-use virbistream::proto::{SessionError, Side};
-use virbistream::wire::Open;
+use virbistream::proto::{Config, SessionError, Side};
+use virbistream::wire::{EXT_TICKET, Extension, Open};
 
 use crate::args::ForwardArgs;
+use crate::config::is_open;
+use crate::policy::Secret;
 use crate::running::{Error, News, Running, bind, say_ready};
 
 /// How long connecting to the peer may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
+    let ticket = args.ticket.as_deref().map(read_ticket).transpose()?;
+    if ticket.is_some() && is_open(&args.peer) {
+        return Err(Error::Config(format!(
+            "a ticket is not said over {}: whoever reads along could use it",
+            args.peer
+        )));
+    }
     let running = Running::start(log::Level::Info, NonZeroUsize::MIN)?;
     running.handle().limit(args.session.bandwidth());
     let permissions = args.permissions.permissions();
@@ -29,12 +39,25 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
             running.handle().forward(listener, open)
         })
         .collect();
-    let forward = Forward { args, running, forwards, pauses: Pauses::default(), said_ready: false };
+    let ticket = ticket.into_iter().collect();
+    let forward = Forward { args, ticket, running, forwards, pauses: Pauses::default(), said_ready: false };
     forward.run()
+}
+
+/// What HELLO says of a ticket.
+fn read_ticket(path: &Path) -> Result<Extension, Error> {
+    let text = match path == Path::new("-") {
+        true => std::io::read_to_string(std::io::stdin()),
+        false => std::fs::read_to_string(path),
+    };
+    let failed = |error: String| Error::Config(format!("{}: {error}", path.display()));
+    let secret: Secret = text.map_err(|error| failed(error.to_string()))?.parse().map_err(failed)?;
+    Ok(Extension { kind: EXT_TICKET, needed: true, value: secret.0.to_vec() })
 }
 
 struct Forward<'a> {
     args: &'a ForwardArgs,
+    ticket: Vec<Extension>,
     running: Running,
     forwards: Vec<ListenerKey>,
     pauses: Pauses,
@@ -97,7 +120,8 @@ impl Forward<'_> {
 
     /// Stays with the session until it ends.
     fn hold_session(&mut self, socket: Socket) -> Over {
-        let options = SessionOptions { config: self.args.session.config(), ..SessionOptions::default() };
+        let config = Config { hello_extensions: self.ticket.clone(), ..self.args.session.config() };
+        let options = SessionOptions { config, ..SessionOptions::default() };
         let session = self.running.handle().attach(socket, Side::Connecting, options);
         let mut legacy = None;
         loop {
@@ -200,7 +224,8 @@ mod tests {
         let Command::Forward(args) = Cli::parse_from(words.split(' ')).command else { unreachable!() };
         let running = Running::of(vec![|| Err(io::Error::other("no epoll"))]);
         let pauses = Pauses(Duration::from_secs(20));
-        let mut forward = Forward { args: &args, running, forwards: Vec::new(), pauses, said_ready: false };
+        let mut forward =
+            Forward { args: &args, ticket: Vec::new(), running, forwards: Vec::new(), pauses, said_ready: false };
         let over = forward.pause();
         assert!(matches!(over, Some(Over::Ended(Err(Error::System(_))))), "{over:?}");
     }

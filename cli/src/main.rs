@@ -1,15 +1,20 @@
 //! The operator's tool: two-way streams over one connection, for migrations with unmodified libvirt and QEMU.
 
 mod args;
+mod config;
 mod conformance;
+mod control;
 mod demo;
 mod forward;
 mod link;
+mod policy;
 mod probe;
 mod running;
 mod serve;
 mod stderr;
+mod ticket;
 mod uri;
+mod values;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -43,6 +48,8 @@ fn run(cli: &Cli, stderr: &Stderr) -> ExitCode {
     let done = |()| ExitCode::SUCCESS;
     let result = match &cli.command {
         Command::Serve(args) => serve::run(args).map(done).map_err(|error| error.to_string()),
+        Command::CheckConfig(args) => serve::check(&args.file).map(done).map_err(|error| error.to_string()),
+        Command::Ticket(args) => ticket::run(args).map(done),
         Command::Forward(args) => forward::run(args).map(done).map_err(|error| error.to_string()),
         Command::Demo(args) => demo::run(args).map(done).map_err(|error| error.to_string()),
         Command::Probe(args) => probe::run(args).map(|found| found.exit_code()).map_err(|error| error.to_string()),

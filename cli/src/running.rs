@@ -26,8 +26,8 @@ pub(crate) enum Error {
     Legacy { peer: Address, answer: String },
     #[error("the session with {peer} is over: {cause}")]
     SessionEnded { peer: Address, cause: String },
-    #[error("two targets are named `{0}`")]
-    SameName(String),
+    #[error("{0}")]
+    Config(String),
     #[error("the time to drain had passed, and what had not finished was cut; streams cut: {0}")]
     Cut(usize),
     #[error("the event loop failed: {0}")]
@@ -192,6 +192,9 @@ fn log(report: &Report, session_failed: log::Level) {
                 Ok(()) => log::info!("session {session}: stream {id} to `{target}` done, {bytes}"),
                 Err(cause) => log::warn!("session {session}: stream {id} to `{target}` failed, {bytes}: {cause}"),
             }
+        }
+        Report::LinksRefused { peer, count } => {
+            log::warn!("as many links are open as may be: {count} refused, the last from {peer}");
         }
         Report::AcceptFailed { reason, .. } => log::warn!("a connection cannot be accepted: {reason}"),
         _ => {}

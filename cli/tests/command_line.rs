@@ -15,7 +15,7 @@ fn version_and_help_are_on_stdout() {
     let version = tool().arg("--version").succeed(PATIENCE);
     assert_eq!(version.stdout.trim(), concat!("virbistream ", env!("CARGO_PKG_VERSION")));
     let help = tool().arg("--help").succeed(PATIENCE);
-    for word in ["serve", "forward", "demo", "probe", "conformance"] {
+    for word in ["serve", "check-config", "ticket", "forward", "demo", "probe", "conformance"] {
         assert!(help.stdout.contains(word), "{help}");
     }
     for (subcommand, words) in [
@@ -35,6 +35,8 @@ fn a_command_line_that_lacks_something_is_refused_with_its_usage() {
     for (arguments, missing) in [
         (&["serve", "--listen", ANY_PORT][..], "--target"),
         (&["serve", "--target", target], "--listen"),
+        (&["check-config"], "<FILE>"),
+        (&["ticket", "--control", "/nowhere"], "--target"),
         (&["forward", "--peer", "tcp://127.0.0.1:1"], "--socket"),
         (&["forward", "--socket", "disk=/nowhere"], "--peer"),
     ] {
@@ -54,6 +56,9 @@ fn an_argument_that_means_nothing_is_refused_and_named() {
         (&["serve", "--listen", ANY_PORT, "--target", "unix:/nowhere"], "unix:/nowhere"),
         (&["serve", "--listen", ANY_PORT, "--target", "=unix:/nowhere"], "=unix:/nowhere"),
         (&["serve", "--listen", ANY_PORT, "--target", "disk=tcp://127.0.0.1:1"], "disk=tcp://127.0.0.1:1"),
+        (&["serve", "--listen", ANY_PORT, "--config", "/nowhere"], "--config"),
+        (&["ticket", "--control", "/nowhere", "--target", "x", "--for", "25h"], "25h"),
+        (&["ticket", "--control", "/nowhere", "--target", "x", "--for", "60"], "60"),
         (&["forward", "--peer", "tcp://127.0.0.1:1", "--socket", "/nowhere"], "/nowhere"),
         (&["forward", "--peer", "tcp://127.0.0.1:1", "--socket", "disk=/x", "--socket-mode", "999"], "999"),
         (&["forward", "--peer", "tcp://127.0.0.1:1", "--socket", "disk=/x", "--socket-owner", "no-such"], "no-such"),

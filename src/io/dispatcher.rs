@@ -14,6 +14,7 @@ use super::handle::{Command, Handle, Lane, ListenerKey, SessionKey, SessionOptio
 use super::link::Link;
 use super::listener::Listener;
 use super::peer::{Context, Peer, Turn};
+use super::places::{Place as Seat, Places};
 use super::pool::{BUFFER_LEN, Pool};
 use super::relay::Relay;
 use super::report::Report;
@@ -32,6 +33,9 @@ const LOOKS: usize = 16;
 /// How long until a listener that failed, for want of descriptors say, is tried again.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// How often links that are refused are told of.
+const REFUSED_TOLD: Duration = Duration::from_secs(1);
+
 /// The mio loop: reads links, hands packets to their sessions, wakes handlers, writes what is owed.
 ///
 /// One thread runs it, by [`run`](Self::run) or [`turn`](Self::turn); others drive it through its [`Handle`]. A host with many sessions
@@ -45,6 +49,9 @@ pub struct Dispatcher {
     ready: VecDeque<SessionKey>,
     timers: BTreeSet<(Instant, SessionKey)>,
     listeners: HashMap<ListenerKey, Listening>,
+    /// Links refused since that was told, and when it was.
+    refused: u64,
+    refused_told: Option<Instant>,
     /// No listeners any more; it ends with its last session.
     ending: bool,
 }
@@ -79,7 +86,6 @@ impl Common {
             scratch: &mut self.scratch,
             handle: &self.handle,
             report: &mut *self.report,
-            limit: &self.handle.shared.limit,
             now,
         }
     }
@@ -165,6 +171,8 @@ impl Dispatcher {
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             listeners: HashMap::new(),
+            refused: 0,
+            refused_told: None,
             ending: false,
         }
     }
@@ -327,7 +335,12 @@ impl Dispatcher {
 
     fn on_command(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Attach { key, socket, side, options } => self.hold(key, socket, side, options, now),
+            Command::Attach { key, socket, side, options } => self.hold(key, socket, side, None, options, now),
+            Command::Accepted { key, socket, place, options } => {
+                // Here, so that what is asked for by who hears of it comes behind.
+                (self.common.report)(Report::LinkAccepted { session: key, peer: socket.peer().to_owned() });
+                self.hold(key, socket, Side::Accepting, Some(place), options, now);
+            }
             Command::Listen { key, listener, options } => self.listen(key, listener, Role::Links(options)),
             Command::Forward { key, listener, open } => {
                 self.listen(key, listener, Role::Forward { open, session: None });
@@ -387,7 +400,15 @@ impl Dispatcher {
         }
     }
 
-    fn hold(&mut self, key: SessionKey, socket: Socket, side: Side, options: SessionOptions, now: Instant) {
+    fn hold(
+        &mut self,
+        key: SessionKey,
+        socket: Socket,
+        side: Side,
+        place: Option<Seat>,
+        options: SessionOptions,
+        now: Instant,
+    ) {
         let token = self.common.tokens.add(Place::Link(key));
         let link = match self.ending {
             true => Err(SessionError::Shutdown("its dispatcher takes no new sessions".into())),
@@ -402,7 +423,7 @@ impl Dispatcher {
                 return;
             }
         };
-        let peer = Peer::new(key, side, link, options, now);
+        let peer = Peer::new(key, side, link, place, options, now);
         self.peers.insert(key, Held { peer, is_ready: false, timer: None });
         self.wants_turn(key);
     }
@@ -433,6 +454,17 @@ impl Dispatcher {
     fn route(&mut self, forward: ListenerKey, to: Option<SessionKey>) {
         if let Some(Listening { role: Role::Forward { session, .. }, .. }) = self.listeners.get_mut(&forward) {
             *session = to;
+        }
+    }
+
+    fn refuse_link(&mut self, socket: &Socket, now: Instant) {
+        socket.abort_on_close();
+        self.refused += 1;
+        // A flood of connections is none of lines.
+        if self.refused_told.is_none_or(|told| now.saturating_duration_since(told) >= REFUSED_TOLD) {
+            self.refused_told = Some(now);
+            let count = std::mem::take(&mut self.refused);
+            (self.common.report)(Report::LinksRefused { peer: socket.peer().to_owned(), count });
         }
     }
 
@@ -489,10 +521,12 @@ impl Dispatcher {
     fn on_accepted(&mut self, socket: Socket, role: Role, now: Instant) {
         match role {
             Role::Links(options) => {
+                let Some(place) = Places::enter(&self.common.handle.shared.places) else {
+                    return self.refuse_link(&socket, now);
+                };
                 let key = self.common.handle.next_session();
-                (self.common.report)(Report::LinkAccepted { session: key, peer: socket.peer().to_owned() });
                 // Most often it is another's.
-                self.common.handle.send(key, Command::Attach { key, socket, side: Side::Accepting, options });
+                self.common.handle.send(key, Command::Accepted { key, socket, place, options });
             }
             Role::Forward { open, session } => {
                 if let Some(session) = session {

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::access::Access;
 use super::call::{Answer, OnAnswer, Procedures};
 use super::channel::Opened;
 use super::handler::{Handler, NoTargets, Targets};
+use super::host_limit::HostLimit;
 use super::listener::Listener;
+use super::places::{LinkCounts, LinkLimits, Place as Seat, Places};
 use super::socket::Socket;
 use super::tokens::Place;
-use crate::proto::{Config, Side, TokenBucket};
+use crate::proto::{Config, Side};
 use crate::rpc::{CallError, IncomingId, Login, LoginError, ProcedureId, StreamOptions};
 use crate::wire::{Open, RemoteError};
 
@@ -40,8 +43,11 @@ pub struct ListenerKey(pub(super) u64);
 pub struct SessionOptions {
     /// Its limits and times.
     pub config: Config,
-    /// What the peer may open.
+    /// What the peer may open. Where `access` is given and we are the accepting side, its word counts instead.
     pub targets: Arc<dyn Targets>,
+    /// Who may have a session with us as the accepting side, and what in it. `None`: everybody who reaches us may have all `targets` and
+    /// the `daemon`.
+    pub access: Option<Arc<dyn Access>>,
     /// What a client of libvirt's RPC can call here, where we are the accepting side. A daemon whose clients need not know
     /// BiStream sets `config.hello_timeout` to `None`.
     pub programs: Arc<Procedures>,
@@ -59,6 +65,7 @@ impl Default for SessionOptions {
         Self {
             config: Config::default(),
             targets: Arc::new(NoTargets),
+            access: None,
             programs: Arc::default(),
             daemon: None,
             keep_legacy: false,
@@ -91,7 +98,11 @@ pub(super) struct Shared {
     /// One for each dispatcher; sessions and listeners go round.
     pub(super) lanes: Box<[Lane]>,
     /// Of the data that all sessions send.
-    pub(super) limit: Mutex<Option<TokenBucket>>,
+    pub(super) limit: HostLimit,
+    /// Of those who connect to listeners.
+    pub(super) places: Arc<Places>,
+    /// Held while all lanes are told something.
+    everywhere: Mutex<()>,
     /// Counted apart from other keys, so that sessions spread evenly.
     pub(super) next_session: AtomicU64,
     pub(super) next_key: AtomicU64,
@@ -139,23 +150,81 @@ impl Lane {
 }
 
 pub(super) enum Command {
-    Attach { key: SessionKey, socket: Socket, side: Side, options: SessionOptions },
-    Listen { key: ListenerKey, listener: Arc<Listener>, options: SessionOptions },
-    Forward { key: ListenerKey, listener: Arc<Listener>, open: Open },
-    Route { key: ListenerKey, session: Option<SessionKey> },
-    StopListening { key: ListenerKey },
-    Open { session: SessionKey, open: Open, opened: Opened },
-    Reset { session: SessionKey, key: StreamKey, error: RemoteError },
-    Wake { place: Place, waking: Arc<AtomicBool> },
-    Answer { session: SessionKey, call: IncomingId, answer: Answer },
-    Message { session: SessionKey, procedure: ProcedureId, body: Vec<u8> },
-    Call { session: SessionKey, call: OutgoingCall },
+    Attach {
+        key: SessionKey,
+        socket: Socket,
+        side: Side,
+        options: SessionOptions,
+    },
+    /// A link that somebody made to one of our listeners.
+    Accepted {
+        key: SessionKey,
+        socket: Socket,
+        place: Seat,
+        options: SessionOptions,
+    },
+    Listen {
+        key: ListenerKey,
+        listener: Arc<Listener>,
+        options: SessionOptions,
+    },
+    Forward {
+        key: ListenerKey,
+        listener: Arc<Listener>,
+        open: Open,
+    },
+    Route {
+        key: ListenerKey,
+        session: Option<SessionKey>,
+    },
+    StopListening {
+        key: ListenerKey,
+    },
+    Open {
+        session: SessionKey,
+        open: Open,
+        opened: Opened,
+    },
+    Reset {
+        session: SessionKey,
+        key: StreamKey,
+        error: RemoteError,
+    },
+    Wake {
+        place: Place,
+        waking: Arc<AtomicBool>,
+    },
+    Answer {
+        session: SessionKey,
+        call: IncomingId,
+        answer: Answer,
+    },
+    Message {
+        session: SessionKey,
+        procedure: ProcedureId,
+        body: Vec<u8>,
+    },
+    Call {
+        session: SessionKey,
+        call: OutgoingCall,
+    },
     LimitChanged,
-    LimitSession { session: SessionKey, rate: Option<u64> },
-    LimitStream { session: SessionKey, key: StreamKey, rate: Option<u64> },
-    Close { session: SessionKey },
+    LimitSession {
+        session: SessionKey,
+        rate: Option<u64>,
+    },
+    LimitStream {
+        session: SessionKey,
+        key: StreamKey,
+        rate: Option<u64>,
+    },
+    Close {
+        session: SessionKey,
+    },
     Drain,
-    Shutdown { reason: String },
+    Shutdown {
+        reason: String,
+    },
 }
 
 type OnLogin = Box<dyn FnOnce(Result<(), LoginError>) + Send>;
@@ -178,7 +247,16 @@ impl fmt::Debug for Command {
 impl Handle {
     pub(super) fn new(lanes: Box<[Lane]>) -> Self {
         let [next_session, next_key] = [1, 1].map(AtomicU64::new);
-        Self { shared: Arc::new(Shared { lanes, limit: Mutex::new(None), next_session, next_key }) }
+        Self {
+            shared: Arc::new(Shared {
+                lanes,
+                limit: HostLimit::default(),
+                places: Arc::new(Places::new(LinkLimits::default())),
+                everywhere: Mutex::new(()),
+                next_session,
+                next_key,
+            }),
+        }
     }
 
     /// Holds a session on a connected socket, as the side given. `Report::SessionEnded` tells its end, unless the dispatcher
@@ -285,10 +363,22 @@ impl Handle {
     }
 
     /// Limits the data that all sessions send together to so many bytes a second, from now on; `None` lifts the limit. Control packets and what
-    /// passes to a front's clients do not count.
+    /// passes to a front's clients do not count. What 100 ms bring may go at once, at least 32 KiB; with 0 nothing goes, and as the end of
+    /// a source is seen by reading it, no stream finishes either.
     pub fn limit(&self, bytes_per_second: Option<u64>) {
-        *self.shared.limit.lock() = bytes_per_second.map(|rate| TokenBucket::new(Instant::now(), rate));
+        self.shared.limit.set(Instant::now(), bytes_per_second);
         self.send_all(|| Command::LimitChanged);
+    }
+
+    /// Limits how many links come in over listeners, from now on; those that are in stay. What is beyond is closed at once, which
+    /// [`Report::LinksRefused`](super::Report::LinksRefused) tells. In the beginning it is the default.
+    pub fn limit_links(&self, limits: LinkLimits) {
+        self.shared.places.limit(limits);
+    }
+
+    /// How many links have come in over listeners.
+    pub fn link_counts(&self) -> LinkCounts {
+        self.shared.places.counts()
     }
 
     /// The same for the streams of a session.
@@ -332,7 +422,9 @@ impl Handle {
         self.lane(session.0).send(command);
     }
 
+    /// All dispatchers get what is said to all of them in one order.
     fn send_all(&self, command: impl Fn() -> Command) {
+        let _one_by_one = self.shared.everywhere.lock();
         self.shared.lanes.iter().for_each(|lane| lane.send(command()));
     }
 

@@ -7,6 +7,8 @@ pub enum Identity {
     /// Nobody can tell: plain TCP, or a UNIX socket that the kernel knows nothing of.
     #[default]
     Unknown,
+    /// Some process of this host, over plain TCP: the kernel lets nobody else have an address of the loopback.
+    Loopback,
     /// A process of this host, by the kernel's word of when it connected.
     Local {
         /// The user it ran as.
@@ -21,6 +23,7 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown => f.write_str("nobody known"),
+            Self::Loopback => f.write_str("a process of this host"),
             Self::Local { uid, .. } => write!(f, "uid {uid}"),
         }
     }

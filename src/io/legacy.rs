@@ -34,6 +34,8 @@ pub(super) struct Legacy {
     pub(super) is_called: bool,
     /// What is under way ends, and no more calls are taken.
     pub(super) is_closing: bool,
+    /// Why the client may not reach the daemon behind us: the answer to all its calls.
+    pub(super) denied: Option<RemoteError>,
 }
 
 /// A call of ours.
@@ -101,6 +103,7 @@ impl Legacy {
             full_since: None,
             is_called: false,
             is_closing: false,
+            denied: None,
         }
     }
 
@@ -197,6 +200,11 @@ impl Legacy {
 
     /// Puts one packet of a stream's bytes into the front of `room`, which has space for its header and more; gives its
     /// length. `None` when no stream has anything to send.
+    /// Whether a stream of its may have data to send.
+    pub(super) fn has_data(&mut self) -> bool {
+        either!(&mut self.rpc, end => end.poll_grant()).is_some()
+    }
+
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>, peer: &str, room: &mut [u8]) -> Option<usize> {
         let id = either!(&mut self.rpc, end => end.poll_grant())?;
         let len = self.fill(cx, id, room);
@@ -314,6 +322,9 @@ impl Legacy {
     fn on_call(&mut self, cx: &mut Context<'_>, peer: &str, call: IncomingCall) {
         let Rpc::Daemon(server) = &mut self.rpc else { return };
         self.is_called = true;
+        if let Some(denied) = &self.denied {
+            return server.answer(call.id, Err(denied));
+        }
         if self.is_closing {
             let error =
                 RemoteError::new(codes::OPERATION_INVALID, domains::RPC, "the connection is about to be closed");

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -90,6 +90,18 @@ impl Listener {
     /// Where it listens; the port is the real one.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Another descriptor of a UNIX listener, which blocks in `accept`, for who answers it on a thread of their own. The socket file stays this
+    /// listener's.
+    ///
+    /// # Errors
+    /// The system's; `Unsupported` for TCP.
+    pub fn try_clone_unix(&self) -> io::Result<UnixListener> {
+        let Kind::Unix(listener) = &self.kind else { return Err(io::ErrorKind::Unsupported.into()) };
+        let clone = UnixListener::from(listener.as_fd().try_clone_to_owned()?);
+        clone.set_nonblocking(false)?;
+        Ok(clone)
     }
 
     pub(super) fn accept(&self) -> io::Result<Socket> {

@@ -1,5 +1,6 @@
 //! Sockets, and the loop that drives sessions over them.
 
+mod access;
 mod address;
 mod backlog;
 mod call;
@@ -8,17 +9,20 @@ mod dispatcher;
 mod front;
 mod handle;
 mod handler;
+mod host_limit;
 mod identity;
 mod legacy;
 mod link;
 mod listener;
 mod peer;
+mod places;
 mod pool;
 mod relay;
 mod report;
 mod socket;
 mod tokens;
 
+pub use access::{Access, Admission, Caller, Permit};
 pub use address::{Address, AddressError, UNIX_PATH_MAX};
 pub use call::{Call, OnAnswer, Procedure, Procedures};
 pub use dispatcher::Dispatcher;
@@ -26,6 +30,7 @@ pub use handle::{Handle, ListenerKey, SessionKey, SessionOptions, StreamKey};
 pub use handler::{Attachment, Decision, Handler, NoTargets, Request, Targets, Waker};
 pub use identity::Identity;
 pub use listener::{Listener, Permissions};
+pub use places::{LinkCounts, LinkLimits};
 pub use relay::{Relay, UnixTargets};
 pub use report::Report;
 pub use socket::Socket;

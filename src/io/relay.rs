@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mio::event::{Event, Source};
@@ -118,23 +118,33 @@ impl UnixTargets {
             std::collections::btree_map::Entry::Occupied(_) => false,
         }
     }
+
+    /// Whether the name is taken.
+    pub fn contains(&self, name: &str) -> bool {
+        self.paths.contains_key(name)
+    }
+
+    /// The answer to who asks for `target`, which is the socket at `path`: for [`Targets`] of your own that find the path otherwise.
+    pub fn dial(target: &str, path: &Path) -> Decision {
+        match Socket::dial_unix(path) {
+            Ok(socket) => Decision::Accept(Box::new(Relay::from(socket))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Decision::RetryAfter(BACKLOG_RETRY),
+            Err(error) => Self::refuse(target, &error),
+        }
+    }
+
+    /// The answer when `target` could not be reached: the peer is told the system's word and errno.
+    pub fn refuse(target: &str, error: &io::Error) -> Decision {
+        let refusal = RemoteError::new(codes::SYSTEM_ERROR, domains::STREAMS, format!("target `{target}`: {error}"));
+        Decision::Refuse(refusal.with_ints(error.raw_os_error().unwrap_or_default(), 0))
+    }
 }
 
 impl Targets for UnixTargets {
     fn open(&self, request: &Request<'_>) -> Decision {
-        let Some(path) = self.paths.get(request.target) else {
-            return Decision::Refuse(no_such_target(request.target));
-        };
-        match Socket::dial_unix(path) {
-            Ok(socket) => Decision::Accept(Box::new(Relay::from(socket))),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Decision::RetryAfter(BACKLOG_RETRY),
-            Err(error) => {
-                let text = format!("target `{}`: {error}", request.target);
-                Decision::Refuse(
-                    RemoteError::new(codes::SYSTEM_ERROR, domains::STREAMS, text)
-                        .with_ints(error.raw_os_error().unwrap_or_default(), 0),
-                )
-            }
+        match self.paths.get(request.target) {
+            Some(path) => Self::dial(request.target, path),
+            None => Decision::Refuse(no_such_target(request.target)),
         }
     }
 }

@@ -14,6 +14,14 @@ pub enum Report {
         /// Where from.
         peer: String,
     },
+    /// Connections were closed at once, since there are as many links as [`Handle::limit_links`](super::Handle::limit_links) allows.
+    /// Told once a second at most.
+    LinksRefused {
+        /// Where the last one came from.
+        peer: String,
+        /// How many since this was told before.
+        count: u64,
+    },
     /// HELLO stands.
     Established {
         /// The session.

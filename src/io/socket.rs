@@ -124,10 +124,15 @@ impl Socket {
 
     /// Who is at the other end, as far as it can be proven.
     pub fn identity(&self) -> Identity {
-        let Kind::Unix(stream) = &self.kind else { return Identity::Unknown };
-        match socket_peercred(stream) {
-            Ok(peer) => Identity::Local { uid: peer.uid.as_raw(), gid: peer.gid.as_raw() },
-            Err(_) => Identity::Unknown,
+        match &self.kind {
+            Kind::Tcp(stream) => match stream.peer_addr() {
+                Ok(peer) if peer.ip().to_canonical().is_loopback() => Identity::Loopback,
+                _ => Identity::Unknown,
+            },
+            Kind::Unix(stream) => match socket_peercred(stream) {
+                Ok(peer) => Identity::Local { uid: peer.uid.as_raw(), gid: peer.gid.as_raw() },
+                Err(_) => Identity::Unknown,
+            },
         }
     }
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::memory::MemoryBudget;
-use crate::wire::{DATA_MAX, DATA_MIN, ProgramId};
+use crate::wire::{DATA_MAX, DATA_MIN, EXTENSION_LEN, EXTENSIONS_MAX, Extension, ProgramId};
 
 /// What one side of a session asks, grants and waits for.
 ///
@@ -18,14 +18,24 @@ pub struct Config {
     /// How many streams the peer may have open at us at once.
     pub max_streams: u32,
     /// Bytes that the peer may send on a stream ahead of what we consumed, at least 4 KiB. On a long link it becomes more, and later
-    /// streams begin with what was needed there.
+    /// streams begin with what was needed there, up to a quarter of what is left to grow.
     pub window: u64,
     /// The most that a stream's window grows to: while it is what holds the peer up, it follows what is delivered in two round
-    /// trips. A link of 10 Gbit/s and 200 ms takes 250 MB. What is beyond `window` comes from one half of the memory budget alone.
+    /// trips, the shortest seen since the session began. A link of 10 Gbit/s and 200 ms takes 250 MB. What is beyond `window` comes from one half of the memory budget alone.
     pub window_max: u64,
     /// Bytes that all windows together may add up to, of this session and of those whose configuration is a clone of this one. A stream
     /// whose first window would not fit is refused, ours and the peer's alike.
     pub memory_budget: MemoryBudget,
+    /// Streams that the peer may ask for in a second, and in four at once; more are refused.
+    pub max_opens: u32,
+    /// Control packets in a second, and in four at once, that change nothing or only ask for an answer: PING, a PONG for none of ours,
+    /// CREDIT that raises nothing, STOP said twice, any of them for a stream that is over. With more the peer is flooding us.
+    pub max_idle_control: u32,
+    /// Every HELLO that we could take is judged by our owner: [`Event::Hello`](super::Event::Hello) is answered by
+    /// [`Session::admit`](super::Session::admit) or [`deny`](super::Session::deny), within `hello_timeout`.
+    pub judge_hello: bool,
+    /// What our HELLO says besides, a ticket say: at most 16, of at most 1,024 bytes each; what is beyond is left out.
+    pub hello_extensions: Vec<Extension>,
     /// How long HELLO, or on the connecting side its reply, may take; `None` waits for ever.
     pub hello_timeout: Option<Duration>,
     /// How long our own OPEN may stay without a reply.
@@ -51,6 +61,8 @@ impl Config {
         for time in [&mut self.open_timeout, &mut self.ping_interval, &mut self.silence_limit] {
             *time = LONGEST.min(*time);
         }
+        self.hello_extensions.retain(|extension| extension.value.len() <= EXTENSION_LEN);
+        self.hello_extensions.truncate(EXTENSIONS_MAX);
         self.ping_interval = self.ping_interval.max(SHORTEST_PING);
         self
     }
@@ -65,6 +77,10 @@ impl Default for Config {
             window: 256 << 10,
             window_max: 256 << 20,
             memory_budget: MemoryBudget::new(2 << 30),
+            max_opens: 10_000,
+            max_idle_control: 4_000,
+            judge_hello: false,
+            hello_extensions: Vec::new(),
             hello_timeout: Some(Duration::from_secs(10)),
             open_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(5),

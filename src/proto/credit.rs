@@ -36,6 +36,11 @@ impl Sending {
         debug_assert!(self.offset <= self.limit, "sent beyond the peer's limit");
     }
 
+    /// Whether a CREDIT with these says anything new.
+    pub(super) fn is_raised_by(&self, consumed: u64, limit: u64) -> bool {
+        consumed > self.consumed || limit > self.limit
+    }
+
     /// False when the peer claims to have consumed what was never sent.
     pub(super) fn on_credit(&mut self, consumed: u64, limit: u64) -> bool {
         if consumed > self.offset {

@@ -38,6 +38,9 @@ pub enum SessionError {
     /// Nothing was heard from the peer for the configured limit.
     #[error("nothing was heard from the peer for {} s", .0.as_secs())]
     Silent(Duration),
+    /// The peer read nothing for the configured limit, while something waited for it.
+    #[error("the peer has read nothing for {} s", .0.as_secs())]
+    Unread(Duration),
     /// HELLO, or its reply, did not come in time. The other end may be no BiStream or libvirt peer at all.
     #[error("no HELLO came from the peer within {} s", .0.as_secs())]
     HelloTimeout(Duration),

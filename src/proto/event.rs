@@ -1,11 +1,16 @@
 use super::error::{SessionError, StreamError};
 use super::stream::{StreamId, StreamStats};
-use crate::wire::{Limits, Open, RemoteError};
+use crate::wire::{Extension, Limits, Open, RemoteError};
 
 /// What happened to a session, for its owner to act upon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
+    /// The peer said HELLO, and [`Config::judge_hello`](super::Config::judge_hello) is set: answer with `admit` or `deny`.
+    Hello {
+        /// All that it says besides, known or not; none that is needed is unknown to this library.
+        extensions: Vec<Extension>,
+    },
     /// HELLO stands: streams may be opened.
     Established {
         /// The version in force.

@@ -5,8 +5,8 @@ use super::event::Event;
 use super::session::{Session, Side, State};
 use super::stream::broke;
 use crate::wire::{
-    BISTREAM_1, BodyError, DATA_MAX, DATA_MIN, Extension, Hello, HelloReply, Limits, RemoteError, Rule, codes,
-    decode_body, domains,
+    BISTREAM_1, BodyError, DATA_MAX, DATA_MIN, EXT_TICKET, Extension, Hello, HelloReply, Limits, RemoteError, Rule,
+    codes, decode_body, domains,
 };
 
 /// Feature bits that this library can do.
@@ -20,21 +20,45 @@ impl Session {
         if self.side == Side::Connecting || self.state != State::AwaitingHello {
             return Err(self.misbehaved(Rule::HelloOnce, "a second HELLO, or one from the accepting side".into()));
         }
-        match judge_hello(hello) {
+        match judge_hello(hello, self.config.judge_hello) {
             Ok(hello) => {
-                self.peer = hello.limits;
-                self.owed.hello_reply = Some((serial, Ok(())));
-                self.hello_stands();
-                self.event(Event::Established { version: BISTREAM_1, features: FEATURES, limits: hello.limits });
+                self.state = State::Judging(serial, hello.limits);
+                match self.config.judge_hello {
+                    true => self.event(Event::Hello { extensions: hello.extensions }),
+                    false => self.admit(u32::MAX),
+                }
                 Ok(())
             }
-            Err(refusal) => {
-                let error = SessionError::RefusedPeer(Box::new(refusal.clone()));
-                self.end(Err(error.clone()), None);
-                self.owed.hello_reply = Some((serial, Err(refusal)));
-                Err(error)
-            }
+            Err(refusal) => Err(self.refuse_hello(serial, refusal)),
         }
+    }
+
+    /// Lets the peer in whose HELLO is judged, with at most so many streams of its open at once, and no more than `Config` has. Without
+    /// such a HELLO it does nothing.
+    pub fn admit(&mut self, max_streams: u32) {
+        let State::Judging(serial, limits) = self.state else { return };
+        self.config.max_streams = self.config.max_streams.min(max_streams);
+        self.peer = limits;
+        self.owed.hello_reply = Some((serial, Ok(())));
+        self.hello_stands();
+        self.event(Event::Established { version: BISTREAM_1, features: FEATURES, limits });
+    }
+
+    /// Refuses the peer whose HELLO is judged, and ends the session. A code that would have it take us for a legacy peer becomes
+    /// `OPERATION_DENIED`. Without such a HELLO it does nothing.
+    pub fn deny(&mut self, mut refusal: RemoteError) {
+        let State::Judging(serial, _) = self.state else { return };
+        if matches!(refusal.code, codes::RPC | codes::NO_SUPPORT) {
+            refusal.code = codes::OPERATION_DENIED;
+        }
+        self.refuse_hello(serial, refusal);
+    }
+
+    fn refuse_hello(&mut self, serial: u32, refusal: RemoteError) -> SessionError {
+        let error = SessionError::RefusedPeer(Box::new(refusal.clone()));
+        self.end(Err(error.clone()), None);
+        self.owed.hello_reply = Some((serial, Err(refusal)));
+        error
     }
 
     pub(super) fn on_hello_reply(&mut self, serial: u32, body: &[u8]) -> Result<(), SessionError> {
@@ -97,7 +121,7 @@ impl Session {
             offered: FEATURES,
             needed: 0,
             limits: self.limits(),
-            extensions: Vec::new(),
+            extensions: self.config.hello_extensions.clone(),
         }
     }
 
@@ -106,7 +130,8 @@ impl Session {
     }
 }
 
-fn judge_hello(hello: Result<Hello, BodyError>) -> Result<Hello, RemoteError> {
+/// `knows_tickets`: somebody judges what HELLO says besides.
+fn judge_hello(hello: Result<Hello, BodyError>, knows_tickets: bool) -> Result<Hello, RemoteError> {
     let refuse = |code, rule, text| broke(rule, code, domains::RPC, text);
     let hello = hello.map_err(|error| refuse(codes::INVALID_ARG, Rule::Body, error.to_string()))?;
     if !(hello.min_version..=hello.max_version).contains(&BISTREAM_1) {
@@ -117,7 +142,8 @@ fn judge_hello(hello: Result<Hello, BodyError>) -> Result<Hello, RemoteError> {
         let text = format!("features {:#x} needed, {FEATURES:#x} known", hello.needed);
         return Err(refuse(codes::OPERATION_UNSUPPORTED, Rule::Feature, text));
     }
-    if needs_unknown(&hello.extensions) {
+    let is_known = |extension: &Extension| knows_tickets && extension.kind == EXT_TICKET;
+    if hello.extensions.iter().any(|extension| extension.needed && !is_known(extension)) {
         return Err(refuse(codes::OPERATION_UNSUPPORTED, Rule::Extension, "an unknown extension is needed".into()));
     }
     if !in_range(hello.limits) {
@@ -130,7 +156,7 @@ fn in_range(limits: Limits) -> bool {
     (DATA_MIN..=DATA_MAX).contains(&limits.max_data)
 }
 
-/// No extension is known yet.
+/// In a reply to HELLO, in OPEN and in its reply, no extension is known yet.
 pub(super) fn needs_unknown(extensions: &[Extension]) -> bool {
     extensions.iter().any(|extension| extension.needed)
 }

@@ -69,13 +69,16 @@ impl Liveness {
         self.last_token
     }
 
-    pub(super) fn on_pong(&mut self, token: u64, now: Instant) {
-        if let Some((_, sent)) = self.awaited.take_if(|(awaited, _)| *awaited == token) {
+    /// False when it answers no PING of ours.
+    pub(super) fn on_pong(&mut self, token: u64, now: Instant) -> bool {
+        let answered = self.awaited.take_if(|(awaited, _)| *awaited == token);
+        if let Some((_, sent)) = answered {
             let round_trip = now.saturating_duration_since(sent);
             self.round_trip = Some(round_trip);
             self.samples += 1;
             self.bound(round_trip);
         }
+        answered.is_some()
     }
 
     /// HELLO is sent now, or the reply to a stream's OPEN.

@@ -70,6 +70,7 @@
 //! ```
 #![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod allowance;
 mod config;
 mod credit;
 mod error;
@@ -90,6 +91,7 @@ pub use error::{Misuse, OpenError, SessionError, StreamError};
 pub use event::Event;
 pub use memory::MemoryBudget;
 pub use rate::TokenBucket;
+pub(crate) use rate::set_rate;
 pub use receive::Data;
 pub use session::{Session, Side};
 pub(crate) use stream::rule_error;

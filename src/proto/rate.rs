@@ -26,6 +26,24 @@ impl TokenBucket {
         bucket
     }
 
+    /// Goes on at another rate with what there is: who changes it often gives nothing away.
+    pub fn set_rate(&mut self, now: Instant, bytes_per_second: u64) {
+        self.poll(now);
+        self.bytes_per_second = bytes_per_second;
+        self.at = self.at.max(now);
+        self.tokens = self.tokens.min(self.depth());
+    }
+
+    /// Bytes that were taken and did not go.
+    pub(crate) fn give_back(&mut self, bytes: u64) {
+        self.tokens = self.tokens.saturating_add(bytes).min(self.depth());
+    }
+
+    /// What one of several may take at once.
+    pub(crate) fn share(&self) -> u64 {
+        (self.depth() / 4).max(LEAST)
+    }
+
     fn depth(&self) -> u64 {
         self.bytes_in(BURST).max(2 * LEAST)
     }
@@ -68,6 +86,14 @@ impl TokenBucket {
     /// So many bytes go now.
     pub fn take(&mut self, bytes: u64) {
         self.tokens = self.tokens.saturating_sub(bytes);
+    }
+}
+
+/// Puts a limit in force, changes it or lifts it.
+pub(crate) fn set_rate(limit: &mut Option<TokenBucket>, now: Instant, bytes_per_second: Option<u64>) {
+    match (&mut *limit, bytes_per_second) {
+        (Some(bucket), Some(rate)) => bucket.set_rate(now, rate),
+        (_, rate) => *limit = rate.map(|rate| TokenBucket::new(now, rate)),
     }
 }
 
@@ -118,6 +144,21 @@ mod tests {
         bucket.take(u64::MAX);
         assert_eq!(bucket.poll(now + Duration::from_secs(3600)), 0);
         assert_eq!(bucket.poll(now), 0);
+    }
+
+    #[test]
+    fn who_changes_the_rate_all_the_time_gets_no_more() {
+        let begin = Instant::now();
+        let mut bucket = TokenBucket::new(begin, 100 << 20);
+        let mut taken = 0;
+        for millisecond in 0..1000 {
+            let now = begin + Duration::from_millis(millisecond);
+            bucket.set_rate(now, (100 << 20) - millisecond % 2);
+            let bytes = bucket.poll(now);
+            bucket.take(bytes);
+            taken += bytes;
+        }
+        assert!(taken < 111 << 20, "{taken}");
     }
 
     #[test]

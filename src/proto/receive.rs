@@ -190,7 +190,7 @@ impl Session {
         match message {
             // The call is refused; what comes of it is passed over.
             Message::Hello { serial } => self.on_hello(serial, Err(error))?,
-            Message::Open(id) => self.on_open(id, Err(error))?,
+            Message::Open(id) => self.on_open(self.now, id, Err(error))?,
             // A legacy peer keeps to no bound of ours: what fits of its error is kept.
             Message::HelloRefused { .. } => return Ok(Incoming::Body(message, Vec::new())),
             _ => return Err(self.misbehaved(Rule::Body, error.to_string())),
@@ -272,21 +272,23 @@ impl Session {
                 self.on_hello_reply(serial, body)
             }
             Message::HelloRefused { serial } => self.on_hello_refused(serial, body),
-            Message::Open(id) => self.on_open(id, decode_body(body)),
+            Message::Open(id) => self.on_open(now, id, decode_body(body)),
             Message::OpenReply(id) => self.on_open_reply(id, body),
             Message::OpenRefused(id) => self.on_open_refused(id, body),
             Message::Finish(id) => self.on_finish(id, body),
             Message::Reset(id) => self.on_reset(id, body),
-            Message::Credit => self.on_credit(body),
-            Message::Stop => self.on_stop(body),
+            Message::Credit => self.on_credit(now, body),
+            Message::Stop => self.on_stop(now, body),
             Message::Ping => {
                 self.owed.pong = Some(self.body::<Ping>(body)?.token);
-                Ok(())
+                self.on_idle_control(now)
             }
             Message::Pong => {
                 let token = self.body::<Ping>(body)?.token;
-                self.liveness.on_pong(token, now);
-                Ok(())
+                match self.liveness.on_pong(token, now) {
+                    true => Ok(()),
+                    false => self.on_idle_control(now),
+                }
             }
             Message::Close => self.on_close(body),
         }
@@ -296,7 +298,7 @@ impl Session {
         decode_body(body).map_err(|error| self.misbehaved(Rule::Body, error.to_string()))
     }
 
-    fn on_open(&mut self, id: u32, request: Result<Open, BodyError>) -> Result<(), SessionError> {
+    fn on_open(&mut self, now: Instant, id: u32, request: Result<Open, BodyError>) -> Result<(), SessionError> {
         if id == 0 || self.side.owns_id(id) {
             return Err(self.misbehaved(Rule::IdParity, format!("OPEN with id {id}")));
         }
@@ -304,7 +306,11 @@ impl Session {
             return Err(self.misbehaved(Rule::IdReused, format!("OPEN with id {id} after {}", self.peer_last_id)));
         }
         self.peer_last_id = id;
-        match self.judge_open(request) {
+        let judged = match self.opens.take(now) {
+            true => self.judge_open(request),
+            false => Err(rule_error(codes::RESOURCE_BUSY, Rule::StreamLimit)),
+        };
+        match judged {
             Ok((request, window)) => {
                 let priority = u8::try_from(request.priority).unwrap_or_default();
                 let mut stream = Stream::new(StreamState::Pending, false, priority, window);
@@ -441,22 +447,31 @@ impl Session {
         }
     }
 
-    fn on_credit(&mut self, body: &[u8]) -> Result<(), SessionError> {
+    /// A control packet that changes nothing: some come in good faith, on their way while a stream ends.
+    fn on_idle_control(&mut self, now: Instant) -> Result<(), SessionError> {
+        match self.idle_control.take(now) {
+            true => Ok(()),
+            false => Err(self.misbehaved(Rule::Flood, "too many control packets that change nothing".into())),
+        }
+    }
+
+    fn on_credit(&mut self, now: Instant, body: &[u8]) -> Result<(), SessionError> {
         let Credit { stream: id, consumed, limit } = self.body(body)?;
-        let Some(stream) = self.standing(id, "CREDIT")? else { return Ok(()) };
+        let Some(stream) = self.standing(id, "CREDIT")? else { return self.on_idle_control(now) };
+        let raises = stream.sending.is_raised_by(consumed, limit);
         if !stream.sending.on_credit(consumed, limit) {
             let detail = format!("{consumed} consumed of stream {id}, {} were sent", stream.sending.offset);
             return Err(self.misbehaved(Rule::Consumed, detail));
         }
         self.sync(id);
-        Ok(())
+        if raises { Ok(()) } else { self.on_idle_control(now) }
     }
 
-    fn on_stop(&mut self, body: &[u8]) -> Result<(), SessionError> {
+    fn on_stop(&mut self, now: Instant, body: &[u8]) -> Result<(), SessionError> {
         let Stop { stream: id } = self.body(body)?;
-        let Some(stream) = self.standing(id, "STOP")? else { return Ok(()) };
+        let Some(stream) = self.standing(id, "STOP")? else { return self.on_idle_control(now) };
         if stream.sending.stopped {
-            return Ok(());
+            return self.on_idle_control(now);
         }
         self.event(Event::Stopped(StreamId(id)));
         let _ = self.change(StreamId(id), |stream| {

@@ -19,13 +19,18 @@ pub(super) struct Schedule {
     classes: [Class; CLASSES],
 }
 
-/// Next is who will have had least when its turn is over. Bytes count from where the class was when a stream came: one that comes back
-/// after a while has saved up nothing, but goes ahead of those that send more.
+/// Next is the stream that will have had least when its turn is over. Bytes count from where the class was when a stream came: one that
+/// comes back after a while has saved up nothing, but goes ahead of those that send more.
 #[derive(Debug, Default)]
 struct Class {
     waiting: BinaryHeap<Reverse<Waiting>>,
-    /// Bytes had by the stream that sent last, at the begin of its turn. No stream that waits has had less.
+    /// Streams that can send now.
+    active: u64,
+    /// What a stream has had that always had its share: it rises by what is sent, divided by those that can send. So it rises by what
+    /// newcomers send, too, and however many come, they cannot keep those that wait from their turns.
     had: u64,
+    /// Bytes that it has not risen by yet, for want of a whole one for each.
+    rest: u64,
     /// Streams that came so far.
     came: u64,
     /// Bytes that went out for others while this one waited, less what it has had for them. Once that is worth a turn it
@@ -40,15 +45,22 @@ struct Waiting {
     will_have_had: u64,
     /// Those that are equal go in the order of coming.
     came: u64,
-    had: u64,
     id: u32,
 }
 
 impl Class {
+    fn rise(&mut self, bytes: u64) {
+        let streams = self.active.max(1);
+        self.rest += bytes;
+        self.had += self.rest / streams;
+        self.rest %= streams;
+    }
+
     /// Gives what it counts as having had.
     fn push(&mut self, id: u32, had: u64, last_turn: u32) -> u64 {
-        let had = had.max(self.had);
-        self.waiting.push(Reverse(Waiting { will_have_had: had + u64::from(last_turn), came: self.came, had, id }));
+        // A turn ahead at most: those that wait for theirs are no further behind.
+        let had = had.max(self.had.saturating_sub(u64::from(QUANTUM)));
+        self.waiting.push(Reverse(Waiting { will_have_had: had + u64::from(last_turn), came: self.came, id }));
         self.came += 1;
         had
     }
@@ -66,6 +78,13 @@ impl Schedule {
     /// Lets a stream that has had so many bytes, and so many in its last turn, stand in its class; gives what it counts as having had.
     pub(super) fn push(&mut self, priority: usize, id: u32, had: u64, last_turn: u32) -> u64 {
         self.classes.get_mut(priority).map_or(had, |class| class.push(id, had, last_turn))
+    }
+
+    /// One more stream can send, or one less.
+    pub(super) fn count(&mut self, priority: usize, can_send: bool) {
+        if let Some(class) = self.classes.get_mut(priority) {
+            class.active = if can_send { class.active + 1 } else { class.active.saturating_sub(1) };
+        }
     }
 
     /// Takes a stream out, wherever it stands.
@@ -97,8 +116,8 @@ impl Schedule {
         for (n, waiting) in self.classes.iter_mut().enumerate() {
             waiting.passed_over = match waiting.waiting.peek() {
                 None => 0,
-                Some(Reverse(Waiting { had, .. })) if n == class => {
-                    waiting.had = *had;
+                Some(_) if n == class => {
+                    waiting.rise(bytes);
                     waiting.passed_over.saturating_sub(PATIENCE * bytes)
                 }
                 Some(_) => waiting.passed_over + bytes,

@@ -1,13 +1,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::allowance::Allowance;
 use super::config::Config;
 use super::credit::Delivery;
 use super::error::{Misuse, OpenError, SessionError, StreamError};
 use super::event::Event;
 use super::liveness::Liveness;
 use super::memory::Share;
-use super::rate::TokenBucket;
+use super::rate::{TokenBucket, set_rate};
 use super::receive::Incoming;
 use super::schedule::Schedule;
 use super::stream::{State as StreamState, Stream, StreamId, StreamMut, owed};
@@ -54,6 +55,8 @@ pub struct Session {
     pub(super) now: Instant,
     pub(super) incoming: Incoming,
     pub(super) liveness: Liveness,
+    pub(super) opens: Allowance,
+    pub(super) idle_control: Allowance,
     /// Our OPENs in the order of their deadlines; those answered since are passed over.
     opening: VecDeque<(Instant, u32)>,
     hello_deadline: Option<Instant>,
@@ -79,6 +82,8 @@ impl Side {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum State {
     AwaitingHello,
+    /// It has come, under this serial, and our owner judges it.
+    Judging(u32, Limits),
     HelloSent,
     Legacy,
     Established,
@@ -125,6 +130,8 @@ impl Session {
             now,
             incoming: Incoming::default(),
             liveness: Liveness::new(now, config.ping_interval, config.silence_limit),
+            opens: Allowance::new(now, config.max_opens),
+            idle_control: Allowance::new(now, config.max_idle_control),
             opening: VecDeque::new(),
             hello_deadline: config.hello_timeout.map(|timeout| now + timeout),
             events: VecDeque::new(),
@@ -146,7 +153,7 @@ impl Session {
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Closed(_) | State::Legacy => None,
-            State::AwaitingHello | State::HelloSent => self.hello_deadline,
+            State::AwaitingHello | State::Judging(..) | State::HelloSent => self.hello_deadline,
             State::Established | State::Draining => {
                 let opening = self.opening.front().map(|(deadline, _)| *deadline);
                 let throttled = self.throttled.first().map(|(until, _)| *until);
@@ -161,7 +168,7 @@ impl Session {
         self.now = self.now.max(now);
         match self.state {
             State::Closed(_) | State::Legacy => {}
-            State::AwaitingHello | State::HelloSent => {
+            State::AwaitingHello | State::Judging(..) | State::HelloSent => {
                 if self.hello_deadline.is_some_and(|deadline| deadline <= now) {
                     self.end(Err(SessionError::HelloTimeout(self.config.hello_timeout.unwrap_or_default())), None);
                 }
@@ -207,6 +214,12 @@ impl Session {
         self.end(Err(SessionError::LinkLost(reason.to_owned())), None);
     }
 
+    /// The link has taken nothing for so long, though something was to be sent: its peer does not read, whatever it sends.
+    pub fn handle_unread(&mut self, waited: Duration) {
+        self.owed = Owed::default();
+        self.end(Err(SessionError::Unread(waited)), None);
+    }
+
     /// The peer ended the link in order, behind a whole packet: that is a loss, unless it was to be expected.
     pub fn handle_link_ended(&mut self, reason: &str) {
         self.owed = Owed::default();
@@ -222,7 +235,7 @@ impl Session {
 
     /// Asks the peer for a stream to `request.target`; `Event::Accepted` or `Event::Failed` follows.
     ///
-    /// `request.window` is set to the configured window; what it says is not looked at.
+    /// `request.window` is set to the first window of a stream, which is the configured one or more; what it says is not looked at.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing was sent then.
@@ -271,7 +284,7 @@ impl Session {
                 self.end_if_drained();
             }
             State::Draining | State::Closed(_) => {}
-            State::AwaitingHello | State::HelloSent | State::Legacy => self.end(Ok(()), None),
+            State::AwaitingHello | State::Judging(..) | State::HelloSent | State::Legacy => self.end(Ok(()), None),
         }
     }
 
@@ -282,7 +295,7 @@ impl Session {
 
     /// Limits the data that we send to so many payload bytes a second, all streams together; `None` lifts the limit.
     pub fn set_limit(&mut self, now: Instant, bytes_per_second: Option<u64>) {
-        self.limit = bytes_per_second.map(|rate| TokenBucket::new(now, rate));
+        set_rate(&mut self.limit, now, bytes_per_second);
     }
 
     /// Whether streams can be opened.
@@ -370,7 +383,12 @@ impl Session {
             stream.in_owed_queue = true;
             self.owed.streams.push_back(id);
         }
-        if stream.can_send() && !stream.in_schedule {
+        let can_send = stream.can_send();
+        if can_send != stream.is_active {
+            stream.is_active = can_send;
+            self.schedule.count(usize::from(stream.priority), can_send);
+        }
+        if can_send && !stream.in_schedule {
             stream.in_schedule = true;
             stream.had = self.schedule.push(usize::from(stream.priority), id, stream.had, stream.last_turn);
         }
@@ -384,6 +402,9 @@ impl Session {
         // Nothing of it may stay behind: a peer that opens and resets while our link is blocked would fill the queues.
         if stream.in_owed_queue {
             self.owed.streams.retain(|queued| *queued != id);
+        }
+        if stream.is_active {
+            self.schedule.count(usize::from(stream.priority), false);
         }
         if stream.in_schedule {
             self.schedule.remove(usize::from(stream.priority), id);

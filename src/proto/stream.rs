@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use super::credit::{Receiving, Sending};
 use super::error::Misuse;
-use super::rate::TokenBucket;
+use super::rate::{TokenBucket, set_rate};
 use super::session::Session;
 use crate::wire::{HEADER_LEN, Open, PacketType, Procedure, RemoteError, Rule, Status, domains};
 
@@ -71,6 +71,8 @@ pub(super) struct Stream {
     /// The source may have bytes.
     pub(super) ready: bool,
     pub(super) in_schedule: bool,
+    /// Counted there as one that can send.
+    pub(super) is_active: bool,
     /// Bytes left of its turn.
     pub(super) turn: u32,
     /// Bytes that it sent in its last turn, none if it has had none.
@@ -116,6 +118,7 @@ impl Stream {
             in_owed_queue: false,
             ready: false,
             in_schedule: false,
+            is_active: false,
             turn: 0,
             last_turn: 0,
             had: 0,
@@ -236,7 +239,7 @@ impl StreamMut<'_> {
     /// [`Misuse::BeyondGrant`] for 0 bytes, more than the grant's, or a stream whose turn it is not.
     pub fn send(self, len: usize) -> Result<[u8; HEADER_LEN], Misuse> {
         let id = self.id;
-        let max = self.session.grant_for(id).ok_or(Misuse::BeyondGrant)?;
+        let max = self.session.grant_for(id).filter(|_| self.session.is_front(id)).ok_or(Misuse::BeyondGrant)?;
         let len = u32::try_from(len).ok().filter(|len| (1..=max).contains(len)).ok_or(Misuse::BeyondGrant)?;
         self.session.on_sent(id, len);
         let header = self.session.program().header(Procedure::Data, PacketType::Stream, id.0, Status::Continue);
@@ -323,7 +326,9 @@ impl StreamMut<'_> {
         let Self { session, id } = self;
         session.unthrottle(id.0);
         let _ = session.change(id, |stream| {
-            stream.limit = bytes_per_second.map(|rate| Box::new(TokenBucket::new(now, rate)));
+            let mut limit = stream.limit.take().map(|limit| *limit);
+            set_rate(&mut limit, now, bytes_per_second);
+            stream.limit = limit.map(Box::new);
             Ok(())
         });
     }

@@ -91,7 +91,8 @@ impl Session {
     }
 
     /// The stream whose turn it is to send data, if one is ready and has credit. Answer it by the stream's `send`,
-    /// `blocked`, `finish` or `reset`: until then it stays the same.
+    /// `blocked`, `finish` or `reset`: until then it stays the same, unless something is handed in or another stream becomes ready. It
+    /// is asked for anew then.
     pub fn poll_grant(&mut self) -> Option<Grant> {
         if self.limit.as_mut().is_some_and(|limit| limit.poll(self.now) == 0) {
             return None;
@@ -107,6 +108,8 @@ impl Session {
                 {
                     stream.throttled = true;
                     stream.throttled_until = limit.ready_at();
+                    stream.is_active = false;
+                    self.schedule.count(class, false);
                     self.throttled.extend(stream.throttled_until.map(|until| (until, id)));
                     continue;
                 }
@@ -124,8 +127,12 @@ impl Session {
         }
     }
 
-    /// What a stream may send in its next packet; `None` for nothing. Only the stream at the front of its class has
-    /// bytes left of a turn.
+    /// Whether it is the stream's turn.
+    pub(super) fn is_front(&self, id: StreamId) -> bool {
+        self.schedule.front().is_some_and(|(_, front)| front == id.0)
+    }
+
+    /// What a stream may send in its next packet; `None` for nothing.
     pub(super) fn grant_for(&self, id: StreamId) -> Option<u32> {
         let stream = self.stream_ref(id).filter(|stream| stream.can_send())?;
         let limits = [self.limit.as_ref(), stream.limit.as_deref()].into_iter().flatten().map(TokenBucket::left);
@@ -145,6 +152,10 @@ impl Session {
         }
         stream.stats.packets_sent += 1;
         stream.stats.stalls += u64::from(stream.sending.credit() == 0);
+        if stream.is_active && !stream.can_send() {
+            stream.is_active = false;
+            self.schedule.count(usize::from(stream.priority), false);
+        }
         let (class, had, turn_over) = (usize::from(stream.priority), stream.had, stream.turn == 0);
         if turn_over {
             stream.last_turn = QUANTUM;

@@ -38,9 +38,9 @@ pub use decoder::{Decoder, FramingError, Piece};
 pub use header::{HEADER_LEN, Header, PACKET_MAX, PACKET_MIN, PacketType, Status};
 pub use messages::{
     BISTREAM_1, CLOSE_TEXT_MAX, Close, Credit, DATA_MAX, DATA_MIN, ERROR_LEVEL, ERROR_NAME_MAX, ERROR_TEXT_MAX,
-    EXT_SESSION, EXTENSION_LEN, EXTENSIONS_MAX, Escaped, Extension, Finish, HOLE_CREDIT, HOLE_MAX, Hello, HelloReply,
-    Hole, Limits, Open, OpenReply, PRIORITY_MAX, Ping, RemoteError, Stop, TARGET_MAX, close, codes, domains, feature,
-    is_valid_target, kind,
+    EXT_SESSION, EXT_TICKET, EXTENSION_LEN, EXTENSIONS_MAX, Escaped, Extension, Finish, HOLE_CREDIT, HOLE_MAX, Hello,
+    HelloReply, Hole, Limits, Open, OpenReply, PRIORITY_MAX, Ping, RemoteError, Stop, TARGET_MAX, close, codes,
+    domains, feature, is_valid_target, kind,
 };
 pub use procedure::{PROCEDURE_BASE, PROCEDURE_COUNT, PROGRAM, Procedure, ProgramId, VERSION};
 pub use rule::Rule;

@@ -6,7 +6,7 @@ macro_rules! rules {
     ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal;)*) => {
         /// A rule that a peer can break (`bs_rule`): CLOSE says which in `rule`, a refusal or reset in `int2`.
         ///
-        /// Rules up to 17 end the session, 32 and 33 the stream, those from 48 on the call.
+        /// Rules up to 18 end the session, 32 and 33 the stream, those from 48 on the call.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u32)]
         pub enum Rule {
@@ -70,6 +70,8 @@ rules! {
     Hole = 16, "hole";
     /// Too many refused OPENs standing.
     OpenFlood = 17, "open-flood";
+    /// Too many control packets that change nothing.
+    Flood = 18, "flood";
     /// DATA or finish after finish.
     AfterFinish = 32, "after-finish";
     /// A finish whose offset is not what was received.
@@ -80,7 +82,7 @@ rules! {
     Priority = 49, "priority";
     /// A needed extension that is not known.
     Extension = 50, "extension";
-    /// OPEN above `max_streams` or the memory budget.
+    /// OPEN above `max_streams` or the memory budget, or too many in too short a time.
     StreamLimit = 51, "stream-limit";
     /// OPEN while draining.
     Closing = 52, "closing";

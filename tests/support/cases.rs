@@ -261,7 +261,32 @@ fn session_cases() -> Vec<Case> {
             }
             Packet::Open(p.theirs(258), open("")).encode()
         }),
+        standing(Rule::Flood, "one PING more than is borne", Session, |p| {
+            idle(p, &Packet::Ping(7));
+            Packet::Ping(7).encode()
+        }),
+        standing(Rule::Flood, "CREDIT that raises nothing", Session, |p| {
+            idle(p, &Packet::credit(p.ours(0), 0, 0));
+            Packet::credit(p.ours(0), 0, 0).encode()
+        }),
+        standing(Rule::Flood, "STOP again and again", Session, |p| {
+            p.hear(&Packet::Stop(p.ours(0)));
+            idle(p, &Packet::Stop(p.ours(0)));
+            Packet::Stop(p.ours(0)).encode()
+        }),
+        standing(Rule::Flood, "PONG for no PING", Session, |p| {
+            idle(p, &Packet::Pong(99));
+            Packet::Pong(99).encode()
+        }),
     ]
+}
+
+/// As many of them as are borne at once.
+fn idle(probe: &mut Probe, packet: &Packet) {
+    for _ in 0..4 * super::small().max_idle_control {
+        probe.hear(packet);
+        probe.speak();
+    }
 }
 
 fn stream_cases() -> Vec<Case> {

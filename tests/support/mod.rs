@@ -5,16 +5,19 @@ mod ledger;
 pub(crate) mod link;
 mod packet;
 mod pair;
+mod play;
 mod probe;
+mod random;
 
-use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use virbistream::proto::{Config, MemoryBudget, Side};
 use virbistream::wire::{Open, RemoteError, domains};
 
 pub(crate) use ledger::Ledger;
 pub(crate) use packet::{Packet, raw, split};
 pub(crate) use pair::{End, Ending, Flow, Pair, Sink};
+pub(crate) use play::{Finale, Operation, perform, play};
 pub(crate) use probe::{Probe, hello, hello_reply, number};
+pub(crate) use random::Random;
 
 pub(crate) const SIDES: [Side; 2] = [Side::Connecting, Side::Accepting];
 
@@ -30,6 +33,7 @@ pub(crate) fn small() -> Config {
         max_streams: 4,
         window: 8192,
         memory_budget: MemoryBudget::new(8 * 8192),
+        max_idle_control: 100,
         ..Config::default()
     }
 }
@@ -46,15 +50,4 @@ pub(crate) fn error(code: i32, text: &str) -> RemoteError {
 pub(crate) fn byte(id: u32, odd: bool, offset: u64) -> u8 {
     let mixed = (offset ^ (u64::from(id) << 40) ^ (u64::from(odd) << 39)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed.to_be_bytes()[0]
-}
-
-/// So many cases, the same each time, unless the environment asks for others (`PROPTEST_CASES`, `PROPTEST_RNG_SEED`).
-pub(crate) fn settings(cases: u32) -> ProptestConfig {
-    let asked = ProptestConfig { failure_persistence: None, max_shrink_iters: 20_000, ..ProptestConfig::default() };
-    let is_asked = |what| std::env::var_os(what).is_some();
-    ProptestConfig {
-        cases: if is_asked("PROPTEST_CASES") { asked.cases } else { cases },
-        rng_seed: if is_asked("PROPTEST_RNG_SEED") { asked.rng_seed } else { RngSeed::Fixed(1) },
-        ..asked
-    }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use arbitrary::Arbitrary;
 use virbistream::proto::{
     CONTROL_MAX, Config, Data, Event, OpenError, Session, SessionError, StreamError, StreamId, StreamMut, StreamStats,
 };
@@ -11,7 +12,7 @@ use virbistream::wire::{Decoder, Open, PACKET_MAX, Piece};
 use super::on_its_own;
 use super::{Ledger, Packet, byte, error};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Arbitrary)]
 pub(crate) enum End {
     Connecting,
     Accepting,
@@ -30,7 +31,7 @@ impl End {
 }
 
 /// How an end takes what comes on a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Arbitrary)]
 pub(crate) enum Sink {
     /// At once.
     Eager,

@@ -567,7 +567,8 @@ impl Scene {
         for (_, near) in sockets(&self.routes) {
             assert_eq!(near.exists(), was_forward, "{}", near.display());
         }
-        assert!(self.door.exists());
+        let doors = [self.door.clone(), control(&self.door)];
+        assert!(doors.iter().all(|door| door.exists()));
         if was_serve {
             self.serve = start_serve(&self.peer, &self.door, &self.routes);
             self.serve.ready();
@@ -587,9 +588,10 @@ impl Scene {
     /// Both ends of the tool end well, and take their sockets along.
     #[track_caller]
     fn end(&mut self) {
+        let doors = [self.door.clone(), control(&self.door)];
         for (process, sockets) in [
-            (&mut self.forward, sockets(&self.routes).map(|(_, near)| near).collect()),
-            (&mut self.serve, vec![&*self.door]),
+            (&mut self.forward, sockets(&self.routes).map(|(_, near)| near.to_owned()).collect()),
+            (&mut self.serve, Vec::from(doors)),
         ] {
             process.signal(Signal::TERM);
             let status = process.wait(DEADLINE);
@@ -605,6 +607,11 @@ impl Scene {
     }
 }
 
+/// The control socket of the serve that has this door.
+fn control(door: &Path) -> PathBuf {
+    door.with_extension("control")
+}
+
 fn sockets(routes: &[Route]) -> impl Iterator<Item = (&str, &Path)> {
     routes.iter().map(|route| (route.name, &*route.near))
 }
@@ -612,7 +619,8 @@ fn sockets(routes: &[Route]) -> impl Iterator<Item = (&str, &Path)> {
 #[track_caller]
 fn start_serve(listen: &str, door: &Path, routes: &[Route]) -> Process {
     let targets = routes.iter().map(|route| (route.name, &*route.far));
-    serve(listen, targets).arg("--listen").arg(format!("unix:{}", door.display())).start()
+    let run = serve(listen, targets).arg("--listen").arg(format!("unix:{}", door.display()));
+    run.arg("--control").arg(control(door)).start()
 }
 
 #[track_caller]

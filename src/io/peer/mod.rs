@@ -9,20 +9,21 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use mio::Registry;
-use parking_lot::Mutex;
 
+use super::access::{Caller, Permit};
 use super::call::Answer;
 use super::channel::Channel;
 use super::front::{Following, Front};
 use super::handle::{Handle, OutgoingCall, SessionKey, SessionOptions, StreamKey};
 use super::legacy::Legacy;
 use super::link::Link;
+use super::places::Place as Seat;
 use super::pool::Pool;
 use super::report::Report;
 use super::tokens::Tokens;
-use crate::proto::{Event, LONGEST, Session, SessionError, Side, StreamId, TokenBucket};
+use crate::proto::{Config, Event, LONGEST, Session, SessionError, Side, StreamId};
 use crate::rpc::{IncomingId, LegacyId, ProcedureId};
-use crate::wire::{Decoder, Open, PACKET_MAX};
+use crate::wire::{Decoder, Extension, Open, PACKET_MAX};
 
 /// Bytes read from a link, or written to it, before others have their turn.
 const TURN: usize = 1 << 20;
@@ -39,8 +40,6 @@ pub(super) struct Context<'a> {
     pub(super) scratch: &'a mut [u8],
     pub(super) handle: &'a Handle,
     pub(super) report: &'a mut dyn FnMut(Report),
-    /// Of the data that all sessions of the dispatcher send.
-    pub(super) limit: &'a Mutex<Option<TokenBucket>>,
     pub(super) now: Instant,
 }
 
@@ -77,12 +76,20 @@ pub(super) struct Peer {
     peer_ended: bool,
     /// HELLO stood once.
     stood: bool,
-    /// Until when the dispatcher's limit holds up what could be sent.
+    /// Since when what is on its way out waits for the link to take some of it.
+    unread_since: Option<Instant>,
+    /// Until when the limit of all sessions holds up what could be sent.
     limited_until: Option<Instant>,
     /// It is to be closed when libvirt's calls and streams are over.
     close_due: bool,
     /// The session ended with a cause: CLOSE is the last packet.
     failed: bool,
+    /// Whether the peer may go to the daemon behind us was asked.
+    daemon_judged: bool,
+    /// Its place among those who connected to our listeners.
+    seat: Option<Seat>,
+    /// Held as long as the peer is in: for its session, and for the daemon.
+    permits: [Permit; 2],
 }
 
 /// A target that was not ready.
@@ -110,13 +117,21 @@ fn later(now: Instant, wait: Duration) -> Instant {
 }
 
 impl Peer {
-    pub(super) fn new(key: SessionKey, side: Side, mut link: Link, options: SessionOptions, now: Instant) -> Self {
+    pub(super) fn new(
+        key: SessionKey,
+        side: Side,
+        mut link: Link,
+        seat: Option<Seat>,
+        options: SessionOptions,
+        now: Instant,
+    ) -> Self {
         if options.daemon.is_some() {
             link.keep_descriptors();
         }
+        let config = Config { judge_hello: options.access.is_some(), ..options.config.clone() };
         let session = match side {
-            Side::Connecting => Session::connect(options.config.clone(), now),
-            Side::Accepting => Session::accept(options.config.clone(), now),
+            Side::Connecting => Session::connect(config, now),
+            Side::Accepting => Session::accept(config, now),
         };
         Self {
             key,
@@ -134,9 +149,13 @@ impl Peer {
             phase: Phase::Running,
             peer_ended: false,
             stood: false,
+            unread_since: None,
             limited_until: None,
             close_due: false,
             failed: false,
+            daemon_judged: false,
+            seat,
+            permits: [None, None],
         }
     }
 
@@ -157,13 +176,14 @@ impl Peer {
             .poll_timeout()
             .into_iter()
             .chain(self.limited_until)
+            .chain(self.unread_since.map(|since| self.unread_limit(since)))
             .chain(legacy)
             .chain(dialling)
             .chain(linger)
             .min()
     }
 
-    /// How long a peer may leave legacy answers unread, where they keep the link from being read.
+    /// How long a peer may leave unread what waits for it, and legacy answers that keep the link from being read.
     fn unread_limit(&self, since: Instant) -> Instant {
         later(since, self.options.config.silence_limit)
     }
@@ -218,6 +238,11 @@ impl Peer {
         if self.legacy.full_since().is_some_and(|since| self.unread_limit(since) <= now) {
             self.on_link_end("a legacy client calls on without reading the answers");
             return;
+        }
+        let unread = self.unread_since.filter(|since| self.unread_limit(*since) <= now);
+        // Not before the link was tried once more: we may have stood still ourselves.
+        if unread.is_some() && !self.link.can_write() {
+            self.session.handle_unread(self.options.config.silence_limit);
         }
         if !self.is_reading() {
             // What the peer sends is not read, so it cannot be called silent.
@@ -283,8 +308,10 @@ impl Peer {
     fn on_events(&mut self, cx: &mut Context<'_>) {
         while let Some(event) = self.session.poll_event() {
             match event {
+                Event::Hello { extensions } => self.judge_hello(cx.now, &extensions),
                 Event::Established { version, limits, .. } => {
                     self.stood = true;
+                    self.seat.iter_mut().for_each(Seat::stand);
                     (cx.report)(Report::Established { session: self.key, version, limits });
                 }
                 Event::Legacy(error) => {
@@ -319,6 +346,25 @@ impl Peer {
                 }
             }
         }
+    }
+
+    fn judge_hello(&mut self, now: Instant, extensions: &[Extension]) {
+        let Some(access) = &self.options.access else { return };
+        match access.admit(&self.caller(extensions)) {
+            Ok(admission) => {
+                self.options.targets = admission.targets;
+                self.permits[0] = admission.permit;
+                if admission.bandwidth.is_some() {
+                    self.session.set_limit(now, admission.bandwidth);
+                }
+                self.session.admit(admission.max_streams);
+            }
+            Err(error) => self.session.deny(error),
+        }
+    }
+
+    fn caller<'a>(&'a self, extensions: &'a [Extension]) -> Caller<'a> {
+        Caller { session: self.key, peer: self.link.peer(), identity: self.link.identity(), extensions }
     }
 
     /// A client of libvirt's RPC that never says HELLO goes when it has had its answers, as it always did.

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use super::{Context, Peer, Phase, TURN};
 use crate::io::front::{Front, Passing};
 use crate::io::link::Received;
+use crate::io::places::Place as Seat;
 use crate::io::tokens::Place;
 use crate::proto::{Data, SessionError, StreamId};
 use crate::rpc::LinkError;
@@ -178,7 +179,20 @@ impl Peer {
         if let Piece::Header { header, .. } = piece {
             self.ours = self.session.owns(header);
         }
-        !self.ours && self.options.daemon.is_some()
+        !self.ours && self.options.daemon.is_some() && self.may_reach_daemon()
+    }
+
+    /// Asked once, before anything goes there. Who may not has all its calls answered with the reason.
+    fn may_reach_daemon(&mut self) -> bool {
+        if !std::mem::replace(&mut self.daemon_judged, true)
+            && let Some(access) = &self.options.access
+        {
+            match access.admit_to_daemon(&self.caller(&[])) {
+                Ok(permit) => self.permits[1] = permit,
+                Err(error) => self.legacy.denied = Some(error),
+            }
+        }
+        self.legacy.denied.is_none()
     }
 
     /// Bytes of the client's for the daemon behind us.
@@ -208,6 +222,7 @@ impl Peer {
         let front = match (self.front.take(), &self.options.daemon) {
             (Some(front), _) => front,
             (None, Some(path)) => {
+                self.seat.iter_mut().for_each(Seat::stand);
                 let token = cx.tokens.add(Place::Daemon(self.key));
                 Front::connect(path, cx.registry, token).inspect_err(|_| cx.tokens.remove(token))?
             }

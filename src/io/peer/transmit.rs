@@ -4,6 +4,7 @@ use std::io;
 
 use super::{Context, Peer, Phase, TURN};
 use crate::io::front::Front;
+use crate::io::host_limit::Leave;
 use crate::io::pool::Buffer;
 use crate::proto::{CONTROL_MAX, Grant, StreamMut};
 use crate::wire::HEADER_LEN;
@@ -27,6 +28,14 @@ impl Peer {
         if matches!(self.phase, Phase::Lingering(_) | Phase::Gone) {
             return false;
         }
+        let sent = self.write(cx);
+        // A client of libvirt's RPC alone may stop reading for as long as libvirt lets it.
+        let waits = self.stood && self.link.is_writing();
+        self.unread_since = if waits { self.unread_since.or(Some(cx.now)) } else { None };
+        sent
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) -> bool {
         let mut budget = TURN;
         while self.link.can_write() {
             let buffer = if self.link.is_writing() {
@@ -47,6 +56,7 @@ impl Peer {
                 Ok(written) => {
                     budget = budget.saturating_sub(written);
                     if written > 0 {
+                        self.unread_since = None;
                         self.legacy.on_progress(cx.now);
                     }
                 }
@@ -98,21 +108,23 @@ impl Peer {
     /// One packet of data, of BiStream and legacy streams by turns; false when nobody has any.
     pub(super) fn fill_next(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> bool {
         let room = buffer.spare().len();
-        // Held while a source is read, so that no other thread is given the same bytes.
-        let mut limit = cx.limit.lock();
-        let Some(limit) = &mut *limit else {
-            drop(limit);
-            return self.fill_from(cx, buffer, room);
-        };
-        let left = limit.poll(cx.now);
-        if left == 0 {
-            self.limited_until = limit.ready_at();
+        let limit = &cx.handle.shared.limit;
+        if limit.is_on() && self.session.poll_grant().is_none() && !self.legacy.has_data() {
             return false;
         }
-        let room = usize::try_from(left).unwrap_or(usize::MAX).saturating_add(HEADER_LEN).min(room);
+        let bytes = match limit.ask(self.key, cx.now) {
+            Leave::Free => return self.fill_from(cx, buffer, room),
+            Leave::Wait(until) => {
+                self.limited_until = until;
+                return false;
+            }
+            Leave::Bytes(bytes) => bytes,
+        };
+        // Taken before the source is read, by a handler that may change the limit.
         let before = buffer.filled().len();
-        let filled = self.fill_from(cx, buffer, room);
-        limit.take((buffer.filled().len() - before) as u64);
+        let filled = self.fill_from(cx, buffer, room.min(HEADER_LEN.saturating_add(bytes as usize)));
+        let sent = (buffer.filled().len() - before).saturating_sub(HEADER_LEN) as u64;
+        cx.handle.shared.limit.give_back(bytes.saturating_sub(sent));
         filled
     }
 

@@ -13,6 +13,9 @@ pub const EXTENSION_LEN: usize = 1024;
 /// Reserved for resuming and striping: the session's secret, 16 bytes (`BS_EXT_SESSION`).
 pub const EXT_SESSION: u32 = 1;
 
+/// In HELLO: the secret of a ticket that the accepting side's administrator gave out, 32 bytes (`BS_EXT_TICKET`).
+pub const EXT_TICKET: u32 = 2;
+
 /// The longest list of extensions, in bytes.
 pub(super) const LIST_LEN: usize = 4 + EXTENSIONS_MAX * (4 + 4 + flex_len(EXTENSION_LEN));
 

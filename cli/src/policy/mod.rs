@@ -1,0 +1,148 @@
+//! Who may have what: the administrator's rules, and tickets. Who is not let in by one of them stays out.
+
+mod offered;
+mod rule;
+mod tickets;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use virbistream::io::{Access, Admission, Caller, Decision, Identity, Permit, Request, Targets};
+use virbistream::wire::{EXT_TICKET, RemoteError, codes, domains};
+
+pub(crate) use offered::{Offered, Pattern};
+pub(crate) use rule::{Rights, Rule, Who, glob};
+pub(crate) use tickets::{Secret, Tickets};
+
+/// What `serve` asks before it lets anybody in.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    rules: Vec<Arc<Rule>>,
+    offered: Arc<Offered>,
+    tickets: Arc<Tickets>,
+    sessions: Arc<Sessions>,
+}
+
+impl Policy {
+    pub(crate) fn new(rules: Vec<Rule>, offered: Offered, tickets: Arc<Tickets>) -> Self {
+        let rules = rules.into_iter().map(Arc::new).collect();
+        Self { rules, offered: Arc::new(offered), tickets, sessions: Arc::default() }
+    }
+
+    /// The first rule that fits: those after it count no more.
+    fn rule(&self, identity: &Identity) -> Result<&Arc<Rule>, RemoteError> {
+        let rule = self.rules.iter().find(|rule| rule.who.is(identity));
+        rule.ok_or_else(|| failed(format!("no rule here lets {identity} in")))
+    }
+
+    fn place(&self, rule: &Rule, identity: &Identity) -> Result<Permit, RemoteError> {
+        let Some(most) = rule.rights.sessions else { return Ok(None) };
+        match Sessions::take(&self.sessions, identity, most) {
+            Some(place) => Ok(Some(Box::new(place))),
+            None => Err(busy(format!("{identity} has as many sessions as it may: {most}"))),
+        }
+    }
+
+    fn admission(&self, rights: Rights, permit: Permit) -> Admission {
+        Admission {
+            max_streams: rights.streams.unwrap_or(u32::MAX),
+            bandwidth: rights.bandwidth,
+            targets: Arc::new(Allowed { rights, offered: Arc::clone(&self.offered) }),
+            permit,
+        }
+    }
+
+    /// What the bearer of a ticket may have. It is spent even where it is of no use: it was said aloud.
+    fn admit_bearer(&self, identity: &Identity, secret: &[u8]) -> Result<Admission, RemoteError> {
+        let rights = self.tickets.spend(secret);
+        if *identity == Identity::Unknown {
+            return Err(failed("a ticket over plain TCP is everybody's".into()));
+        }
+        let rights = rights.ok_or_else(|| failed("the ticket is not valid, or not any more".into()))?;
+        Ok(self.admission(rights, None))
+    }
+}
+
+impl Access for Policy {
+    fn admit(&self, caller: &Caller<'_>) -> Result<Admission, RemoteError> {
+        if let Some(ticket) = caller.extensions.iter().find(|extension| extension.kind == EXT_TICKET) {
+            return self.admit_bearer(caller.identity, &ticket.value);
+        }
+        let rule = self.rule(caller.identity)?;
+        let permit = self.place(rule, caller.identity)?;
+        Ok(self.admission(rule.rights.clone(), permit))
+    }
+
+    fn admit_to_daemon(&self, caller: &Caller<'_>) -> Result<Permit, RemoteError> {
+        // Whoever reaches libvirtd can do what root can, so it has to be known who that is.
+        if matches!(caller.identity, Identity::Unknown | Identity::Loopback) {
+            return Err(failed("nothing proves who is at this connection".into()));
+        }
+        let rule = self.rule(caller.identity)?;
+        match rule.rights.daemon {
+            true => self.place(rule, caller.identity),
+            false => Err(failed(format!("no rule here lets {} reach libvirtd", caller.identity))),
+        }
+    }
+}
+
+/// The targets of one session.
+#[derive(Debug)]
+struct Allowed {
+    rights: Rights,
+    offered: Arc<Offered>,
+}
+
+impl Targets for Allowed {
+    fn open(&self, request: &Request<'_>) -> Decision {
+        // Whether it is offered is nothing to tell somebody who may not have it.
+        match self.rights.allow(request.target, request.kind) {
+            Ok(()) => self.offered.open(request),
+            Err(reason) => Decision::Refuse(RemoteError::new(codes::ACCESS_DENIED, domains::STREAMS, reason)),
+        }
+    }
+}
+
+/// How many sessions each has.
+#[derive(Debug, Default)]
+struct Sessions(Mutex<BTreeMap<String, u32>>);
+
+/// One of them, until it is dropped.
+struct Place {
+    sessions: Arc<Sessions>,
+    who: String,
+}
+
+impl Sessions {
+    fn take(sessions: &Arc<Self>, identity: &Identity, most: u32) -> Option<Place> {
+        let who = identity.to_string();
+        let mut counts = sessions.0.lock();
+        let count = counts.entry(who.clone()).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Place { sessions: Arc::clone(sessions), who })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.sessions.0.lock();
+        if let Some(count) = counts.get_mut(&self.who) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.who);
+            }
+        }
+    }
+}
+
+fn failed(text: String) -> RemoteError {
+    RemoteError::new(codes::AUTH_FAILED, domains::RPC, text)
+}
+
+fn busy(text: String) -> RemoteError {
+    RemoteError::new(codes::OPERATION_DENIED, domains::RPC, text)
+}

@@ -1,0 +1,163 @@
+//! The targets that the administrator offers, and the way to their sockets.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use virbistream::io::{Decision, Request, Targets, UnixTargets};
+
+/// Characters that may stand for a `*`.
+const STAR_MAX: usize = 64;
+
+/// Sockets by name, and folders of them.
+#[derive(Debug, Default)]
+pub(crate) struct Offered {
+    fixed: UnixTargets,
+    patterns: Vec<Pattern>,
+}
+
+impl Offered {
+    /// Gives false when the name is taken.
+    pub(crate) fn insert(&mut self, name: &str, path: &Path) -> bool {
+        self.fixed.insert(name, path)
+    }
+
+    pub(crate) fn insert_pattern(&mut self, pattern: Pattern) {
+        self.patterns.push(pattern);
+    }
+}
+
+impl Targets for Offered {
+    fn open(&self, request: &Request<'_>) -> Decision {
+        let found = self.patterns.iter().find_map(|pattern| Some((pattern, pattern.star(request.target)?)));
+        match found {
+            Some((pattern, star)) if !self.fixed.contains(request.target) => pattern.open(request.target, star),
+            _ => self.fixed.open(request),
+        }
+    }
+}
+
+/// Targets whose names and paths have a `*`, which stands for the same in both.
+#[derive(Debug)]
+pub(crate) struct Pattern {
+    /// What stands before and behind the `*` of the name.
+    name: (String, String),
+    below: File,
+    /// The same of the path, which begins below `below`.
+    path: (String, String),
+}
+
+impl Pattern {
+    /// # Errors
+    /// A sentence: not one `*` in each, or the system's word on the folder.
+    pub(crate) fn new(name: &str, below: &Path, path: &str) -> Result<Self, String> {
+        let parts = |text: &str, what| match text.split_once('*') {
+            Some((before, behind)) if !behind.contains('*') => Ok((before.to_owned(), behind.to_owned())),
+            _ => Err(format!("{what} needs one `*`")),
+        };
+        let is_inside = !path.starts_with('/') && !path.split('/').any(|part| matches!(part, "" | "." | ".."));
+        if !is_inside {
+            return Err("the path is one below the folder, without `.`, `..` or an empty part".into());
+        }
+        let (name, path) = (parts(name, "the name")?, parts(path, "the path")?);
+        let opened = File::open(below).and_then(|folder| match folder.metadata()?.is_dir() {
+            true => Ok(folder),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        });
+        let below = opened.map_err(|error| format!("{}: {error}", below.display()))?;
+        Ok(Self { name, below, path })
+    }
+
+    /// What the name has for the `*`, if it is one of ours: one part of a path at most, and never a hidden one.
+    fn star<'a>(&self, name: &'a str) -> Option<&'a str> {
+        let star = name.strip_prefix(&*self.name.0)?.strip_suffix(&*self.name.1)?;
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        let fits = (1..=STAR_MAX).contains(&star.len()) && star.bytes().all(is_plain) && !star.starts_with('.');
+        fits.then_some(star)
+    }
+
+    fn open(&self, target: &str, star: &str) -> Decision {
+        match self.find(star) {
+            // A path of its own, so that nobody can put another socket into its place in between.
+            Ok(found) => UnixTargets::dial(target, Path::new(&format!("/proc/self/fd/{}", found.as_raw_fd()))),
+            Err(error) => UnixTargets::refuse(target, &error),
+        }
+    }
+
+    /// The kernel refuses every way that leads out of the folder, and links; the last part, too, since without NOFOLLOW it would be followed.
+    fn find(&self, star: &str) -> io::Result<OwnedFd> {
+        let path = format!("{}{star}{}", self.path.0, self.path.1);
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        Ok(openat2(&self.below, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_one_plain_part_of_a_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let pattern = Pattern::new("vm-*.disk", dir.path(), "*/disk.sock").unwrap();
+        assert_eq!(pattern.star("vm-7.disk"), Some("7"));
+        assert_eq!(pattern.star(&format!("vm-{}.disk", "x".repeat(64))).map(str::len), Some(64));
+        let long = format!("vm-{}.disk", "x".repeat(65));
+        for wrong in [
+            "vm-.disk",
+            "vm-../x.disk",
+            "vm-..disk",
+            "vm-.x.disk",
+            "vm-a/b.disk",
+            "vm-a\0.disk",
+            "vm-ä.disk",
+            "vda",
+            "vm-disk",
+            &long,
+        ] {
+            assert_eq!(pattern.star(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn no_link_and_no_way_out_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+        for folder in [&inside, &inside.join("real"), &outside, &outside.join("x")] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let _sockets = ["in/real/s", "out/x/s", "out/s"].map(|path| UnixListener::bind(dir.path().join(path)).unwrap());
+        std::os::unix::fs::symlink(outside.join("x"), inside.join("linked")).unwrap();
+        std::os::unix::fs::symlink("real", inside.join("alias")).unwrap();
+        std::fs::create_dir(inside.join("via")).unwrap();
+        std::os::unix::fs::symlink(outside.join("s"), inside.join("via/s")).unwrap();
+        let pattern = Pattern::new("vm-*", &inside, "*/s").unwrap();
+        assert!(pattern.find("real").is_ok());
+        for star in ["linked", "alias", "via", "..", "../out", "nothing"] {
+            assert!(pattern.find(star).is_err(), "{star}");
+        }
+    }
+
+    #[test]
+    fn patterns_that_make_no_sense_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path();
+        for (name, path) in [
+            ("vm", "*/s"),
+            ("vm-*", "s"),
+            ("*-*", "*/s"),
+            ("vm-*", "*/*"),
+            ("vm-*", "/*/s"),
+            ("vm-*", "../*/s"),
+            ("vm-*", "a//*"),
+            ("vm-*", "./*"),
+        ] {
+            assert!(Pattern::new(name, below, path).is_err(), "{name} {path}");
+        }
+        assert!(Pattern::new("vm-*", &below.join("nothing"), "*/s").is_err());
+    }
+}

@@ -1,0 +1,105 @@
+use virbistream::io::Identity;
+use wildmatch::WildMatch;
+
+/// Who may have what.
+#[derive(Clone, Debug)]
+pub(crate) struct Rule {
+    pub(crate) who: Who,
+    pub(crate) rights: Rights,
+}
+
+/// Whom a rule is for.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Who {
+    /// A user of this host, over a UNIX socket.
+    Uid(u32),
+    /// Every user of this host, over a UNIX socket or the loopback.
+    Local,
+    /// Everybody: plain TCP from anywhere, too.
+    Anyone,
+}
+
+impl Who {
+    pub(crate) fn is(&self, identity: &Identity) -> bool {
+        match (self, identity) {
+            (Self::Uid(uid), Identity::Local { uid: theirs, .. }) => uid == theirs,
+            (Self::Local, Identity::Local { .. } | Identity::Loopback) | (Self::Anyone, _) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What somebody may have.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rights {
+    /// Names, in which `*` stands for any characters and `?` for one.
+    pub(crate) targets: Vec<WildMatch>,
+    /// Numbers of kinds; `None`: all.
+    pub(crate) kinds: Option<Vec<u32>>,
+    /// Whether libvirtd may be reached.
+    pub(crate) daemon: bool,
+    /// Of each identity at once.
+    pub(crate) sessions: Option<u32>,
+    /// In each session at once.
+    pub(crate) streams: Option<u32>,
+    /// Bytes that each session is sent every second.
+    pub(crate) bandwidth: Option<u64>,
+}
+
+impl Rights {
+    pub(crate) fn allow(&self, target: &str, kind: u32) -> Result<(), String> {
+        if !self.targets.iter().any(|glob| glob.matches(target)) {
+            return Err(format!("no rule here lets you open `{target}`"));
+        }
+        match &self.kinds {
+            Some(kinds) if !kinds.contains(&kind) => {
+                Err(format!("no rule here lets you open `{target}` for streams of kind {kind}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A name, or several by `*` and `?`.
+pub(crate) fn glob(text: &str) -> WildMatch {
+    WildMatch::new(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_is_for_whom_it_names_and_nobody_else() {
+        let uid = |uid| Identity::Local { uid, gid: 0 };
+        let cases = [
+            (Who::Uid(107), uid(107), true),
+            (Who::Uid(107), uid(108), false),
+            (Who::Uid(0), Identity::Loopback, false),
+            (Who::Uid(0), Identity::Unknown, false),
+            (Who::Local, uid(0), true),
+            (Who::Local, Identity::Loopback, true),
+            (Who::Local, Identity::Unknown, false),
+            (Who::Anyone, Identity::Unknown, true),
+        ];
+        for (who, identity, expected) in cases {
+            assert_eq!(who.is(&identity), expected, "{who:?}, {identity:?}");
+        }
+    }
+
+    #[test]
+    fn rights_are_for_targets_and_kinds_that_they_name() {
+        let rights = Rights { targets: vec![glob("vda"), glob("vm-*")], kinds: Some(vec![3]), ..Rights::default() };
+        for (target, kind, expected) in [
+            ("vda", 3, true),
+            ("vm-7", 3, true),
+            ("vm-7", 2, false),
+            ("vdb", 3, false),
+            ("xvda", 3, false),
+            ("", 3, false),
+        ] {
+            assert_eq!(rights.allow(target, kind).is_ok(), expected, "{target} of kind {kind}");
+        }
+        assert!(Rights::default().allow("vda", 0).is_err(), "who has no targets has none");
+    }
+}

@@ -1,0 +1,85 @@
+//! What words mean, on the command line and in a configuration file.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use bytesize::ByteSize;
+use virbistream::io::Address;
+use virbistream::wire::DATA_MIN;
+
+/// `unix:PATH`
+#[derive(Clone, Debug)]
+pub(crate) struct Upstream(pub(crate) PathBuf);
+
+impl FromStr for Upstream {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse().map_err(|error| format!("{error}"))? {
+            Address::Unix(path) => Ok(Self(path)),
+            Address::Tcp { .. } => Err("libvirtd is reached over its UNIX socket: write unix:PATH".into()),
+        }
+    }
+}
+
+/// `USER[:GROUP]`, each a name or a number.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Owner {
+    pub(crate) user: Option<u32>,
+    pub(crate) group: Option<u32>,
+}
+
+impl FromStr for Owner {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        let user = if user.is_empty() { None } else { Some(user_id(user)?) };
+        Ok(Self { user, group: group.map(group_id).transpose()? })
+    }
+}
+
+fn user_id(user: &str) -> Result<u32, String> {
+    if let Some(number) = number(user) {
+        return Ok(number);
+    }
+    match nix::unistd::User::from_name(user) {
+        Ok(Some(found)) => Ok(found.uid.as_raw()),
+        Ok(None) => Err(format!("no user `{user}`")),
+        Err(error) => Err(format!("user `{user}`: {error}")),
+    }
+}
+
+fn group_id(group: &str) -> Result<u32, String> {
+    if let Some(number) = number(group) {
+        return Ok(number);
+    }
+    match nix::unistd::Group::from_name(group) {
+        Ok(Some(found)) => Ok(found.gid.as_raw()),
+        Ok(None) => Err(format!("no group `{group}`")),
+        Err(error) => Err(format!("group `{group}`: {error}")),
+    }
+}
+
+/// The highest number is nobody's: chown takes it for "leave it as it is".
+fn number(id: &str) -> Option<u32> {
+    id.parse().ok().filter(|number| *number != u32::MAX)
+}
+
+pub(crate) fn parse_window(text: &str) -> Result<ByteSize, String> {
+    let window: ByteSize = text.parse()?;
+    match window.as_u64() >= DATA_MIN.into() {
+        true => Ok(window),
+        false => Err(format!("a window has at least {DATA_MIN} bytes")),
+    }
+}
+
+pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| "write an octal mode, 0600 say".into())
+}

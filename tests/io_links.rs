@@ -1,0 +1,117 @@
+//! How many links come in, and what becomes of those that are too many.
+
+mod io_support;
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use io_support::*;
+use virbistream::io::{Address, Decision, Handle, LinkLimits, Report, Request, SessionOptions};
+use virbistream::wire::Open;
+
+fn connect(address: &Address) -> TcpStream {
+    let Address::Tcp { host, port } = address else { panic!("{address} is not TCP") };
+    TcpStream::connect((host.as_str(), *port)).unwrap()
+}
+
+/// Whether the other end has closed it, with a reset or without.
+fn is_refused(mut stream: TcpStream) -> bool {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    !matches!(stream.read(&mut [0]), Ok(1))
+}
+
+#[track_caller]
+fn wait_for(what: &str, handle: &Handle, sessions: usize, half_open: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    while (handle.link_counts().sessions, handle.link_counts().half_open) != (sessions, half_open) {
+        assert!(Instant::now() < deadline, "{what}: {:?}", handle.link_counts());
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn links_beyond_the_limit_are_closed_at_once_and_there_is_room_again_when_one_has_ended() {
+    let mut node = Node::start();
+    node.handle.limit_links(LinkLimits { sessions: 2, half_open: 10 });
+    let address = node.listen(SessionOptions::default());
+    let mut first = Raw::connect(&address);
+    let mut second = Raw::connect(&address);
+    first.hello();
+    second.hello();
+    wait_for("two sessions", &node.handle, 2, 0);
+    assert!(is_refused(connect(&address)));
+    node.wait("the refusal", |report| matches!(report, Report::LinksRefused { count: 1, .. }).then_some(()));
+    assert!(is_refused(connect(&address)));
+    assert_eq!(node.handle.link_counts().refused, 2);
+    second.ping();
+    drop(first);
+    wait_for("one session", &node.handle, 1, 0);
+    Raw::connect(&address).hello();
+}
+
+#[test]
+fn links_that_say_nothing_take_no_places_of_those_that_speak() {
+    let node = Node::start();
+    node.handle.limit_links(LinkLimits { sessions: 2, half_open: 3 });
+    let address = node.listen(SessionOptions::default());
+    let mut speaking = Raw::connect(&address);
+    speaking.hello();
+    let silent: Vec<_> = (0..3).map(|_| connect(&address)).collect();
+    wait_for("three silent links", &node.handle, 1, 3);
+    assert!(is_refused(connect(&address)));
+    speaking.ping();
+    drop(silent);
+    wait_for("their end", &node.handle, 1, 0);
+    Raw::connect(&address).hello();
+}
+
+#[test]
+fn a_thousand_half_open_links_hold_up_no_stream() {
+    let (mut near, mut far) = (Node::start(), Node::start());
+    far.handle.limit_links(LinkLimits { sessions: 10, half_open: 200 });
+    let mut options = SessionOptions::default();
+    options.config.hello_timeout = Some(Duration::from_millis(200));
+    options.targets = std::sync::Arc::new(Offer(|_: &Request<'_>| Decision::Accept(Custom::new().0.boxed())));
+    let address = far.listen(options);
+    let socket = virbistream::io::Socket::connect(&address, PATIENCE).unwrap();
+    let key = near.handle.attach(socket, virbistream::proto::Side::Connecting, SessionOptions::default());
+    near.established(key);
+    let time = |near: &mut Node| {
+        let begun = Instant::now();
+        let (sent, all_sent) = mpsc::channel();
+        let mut left = 256 << 20;
+        let source = Custom::new().0.reading(move |buf: &mut [u8]| {
+            let len = buf.len().min(left);
+            left -= len;
+            if len == 0 {
+                let _ = sent.send(());
+            }
+            Ok(len)
+        });
+        near.handle.open(key, Open { target: "it".into(), ..Open::default() }, source.boxed());
+        all_sent.recv_timeout(PATIENCE).unwrap();
+        begun.elapsed()
+    };
+    let alone = time(&mut near);
+    let (stop, stopped) = mpsc::channel::<()>();
+    let flood = std::thread::spawn(move || {
+        let mut links = Vec::new();
+        let mut count = 0;
+        while count < 1000 || matches!(stopped.try_recv(), Err(mpsc::TryRecvError::Empty)) {
+            links.push(connect(&address));
+            count += 1;
+            if links.len() == 1000 {
+                links.clear();
+            }
+        }
+        count
+    });
+    let beside = time(&mut near);
+    drop(stop);
+    let count = flood.join().unwrap();
+    assert!(count >= 1000 && far.handle.link_counts().refused > 0, "{count}");
+    assert!(beside < 8 * alone + Duration::from_secs(1), "{alone:?} became {beside:?} beside {count} links");
+    far.wait("a refusal", |report| matches!(report, Report::LinksRefused { .. }).then_some(()));
+}
