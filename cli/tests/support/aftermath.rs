@@ -174,16 +174,6 @@ impl Scene {
     #[track_caller]
     pub(super) fn assert_tunnel_is_lost(&mut self) {
         let Fault { phase, victim, kind } = self.fault;
-        let silent = |end: &Process, hears_hello: bool| {
-            let cause = session_cause(end, DEADLINE);
-            let limit = if hears_hello {
-                "nothing was heard from the peer for 30 s"
-            } else {
-                "no HELLO came from the peer within 10 s"
-            };
-            assert_eq!(cause, limit, "{}", end.name());
-            cause
-        };
         let hears_hello = phase != Phase::Handshake;
         let causes = match (victim, kind) {
             (Victim::Link, Kind::Kill) => {
@@ -192,15 +182,15 @@ impl Scene {
             (Victim::Serve, Kind::Kill) => vec![(&self.forward, assert_link_is_lost(&self.forward))],
             (Victim::Forward, Kind::Kill) => vec![(&self.serve, assert_link_is_lost(&self.serve))],
             (Victim::Link, Kind::Stop) => {
-                [&self.forward, &self.serve].map(|end| (end, silent(end, hears_hello))).into()
+                [&self.forward, &self.serve].map(|end| (end, assert_silent(end, hears_hello))).into()
             }
             (Victim::Serve, Kind::Stop) => {
-                let cause = silent(&self.forward, hears_hello);
+                let cause = assert_silent(&self.forward, hears_hello);
                 self.serve.signal(Signal::CONT);
                 vec![(&self.serve, assert_heard_of(&self.serve, &cause)), (&self.forward, cause)]
             }
             (Victim::Forward, Kind::Stop) => {
-                let cause = silent(&self.serve, true);
+                let cause = assert_silent(&self.serve, true);
                 self.forward.signal(Signal::CONT);
                 vec![(&self.forward, assert_heard_of(&self.forward, &cause)), (&self.serve, cause)]
             }
@@ -272,5 +262,18 @@ fn assert_link_is_lost(end: &Process) -> String {
 fn assert_heard_of(end: &Process, others: &str) -> String {
     let cause = session_cause(end, DEADLINE);
     assert!(cause.starts_with("the link was lost") || cause.ends_with(others), "{}: {cause}", end.name());
+    cause
+}
+
+/// An end gives up on a peer of which nothing comes, in its time.
+#[track_caller]
+fn assert_silent(end: &Process, hears_hello: bool) -> String {
+    let cause = session_cause(end, DEADLINE);
+    let limit = if hears_hello {
+        "nothing was heard from the peer for 30 s"
+    } else {
+        "no HELLO came from the peer within 10 s"
+    };
+    assert_eq!(cause, limit, "{}", end.name());
     cause
 }
