@@ -347,7 +347,7 @@ fn a_peer_that_reads_nothing_is_given_up_whatever_it_sends() {
     let mut peer = Raw::narrow(&address);
     let key = far.link_accepted();
     peer.hello();
-    peer.open(1, "endless", u64::MAX);
+    peer.open(1, "endless", u64::MAX / 4);
     marks.recv_timeout(PATIENCE).unwrap();
     // It is anything but silent.
     let mut writer = peer.stream.try_clone().unwrap();

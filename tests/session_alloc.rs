@@ -144,7 +144,9 @@ fn a_packet_in_pieces_is_held_only_as_far_as_it_is_control() {
 /// What the session itself holds while a peer says this again and again, and its owner takes the events but the link
 /// takes nothing.
 fn flood(mut say: impl FnMut(&mut Probe, u32)) -> AllocationInfo {
-    let mut probe = opt_out_of(|| Probe::established(Side::Accepting, small()));
+    // As if it all came within its rate.
+    let config = Config { max_idle_control: u32::MAX, max_opens: u32::MAX, ..small() };
+    let mut probe = opt_out_of(|| Probe::established(Side::Accepting, config));
     measure(|| {
         for n in 0..20_000 {
             say(&mut probe, n);

@@ -15,7 +15,7 @@ use virbistream::wire::PRIORITY_MAX;
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
 use crate::uri::Uri;
-use crate::values::{Owner, Upstream, parse_mode, parse_window};
+use crate::values::{Owner, Upstream, parse_bandwidth, parse_mode, parse_window};
 
 /// Carries many two-way streams over one connection: the disks and the memory of a live migration.
 #[derive(Debug, Parser)]
@@ -109,7 +109,8 @@ pub(crate) struct ServeArgs {
 }
 
 /// What a file says instead.
-const CONFIGURED: [&str; 14] = [
+const CONFIGURED: [&str; 15] = [
+    "window_max",
     "max_sessions",
     "listen",
     "target",
@@ -239,9 +240,12 @@ const YEAR: u64 = 365 * 24 * 3600;
 
 #[derive(Debug, Args)]
 pub(crate) struct SessionArgs {
-    /// Bytes of each stream that the peer may be ahead of delivery, at least 4KiB
+    /// Bytes of each stream that the peer may be ahead of delivery at first, at least 4KiB. On a long link it becomes more
     #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = parse_window)]
     window: ByteSize,
+    /// The most that it becomes, as long as all streams together have half of --memory
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_window)]
+    window_max: ByteSize,
     /// Bytes that the windows of all sessions may add up to, at least one window
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
@@ -249,7 +253,7 @@ pub(crate) struct SessionArgs {
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_streams: u32,
     /// Bytes that all streams together send each second, at most; what is received is limited at the other end
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bandwidth)]
     bandwidth: Option<ByteSize>,
     /// Seconds that streams have to finish after SIGTERM or SIGINT, at most a year; a second signal waits no more
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(..=YEAR))]
@@ -275,6 +279,7 @@ impl SessionArgs {
     pub(crate) fn config(&self) -> Config {
         Config {
             window: self.window.as_u64(),
+            window_max: self.window_max.as_u64(),
             memory_budget: MemoryBudget::new(self.memory.as_u64()),
             max_streams: self.max_streams,
             ..Config::default()

@@ -77,6 +77,15 @@ pub(crate) fn parse_window(text: &str) -> Result<ByteSize, String> {
     }
 }
 
+/// With 0 nothing would ever go.
+pub(crate) fn parse_bandwidth(text: &str) -> Result<ByteSize, String> {
+    let bandwidth: ByteSize = text.parse()?;
+    match bandwidth.as_u64() > 0 {
+        true => Ok(bandwidth),
+        false => Err("a bandwidth is more than 0: leave it out for as much as goes".into()),
+    }
+}
+
 pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text, 8)
         .ok()

@@ -57,6 +57,8 @@ fn an_argument_that_means_nothing_is_refused_and_named() {
         (&["serve", "--listen", ANY_PORT, "--target", "=unix:/nowhere"], "=unix:/nowhere"),
         (&["serve", "--listen", ANY_PORT, "--target", "disk=tcp://127.0.0.1:1"], "disk=tcp://127.0.0.1:1"),
         (&["serve", "--listen", ANY_PORT, "--config", "/nowhere"], "--config"),
+        (&["serve", "--listen", ANY_PORT, "--target", "disk=unix:/nowhere", "--bandwidth", "0"], "more than 0"),
+        (&["serve", "--listen", ANY_PORT, "--target", "disk=unix:/nowhere", "--window-max", "1KiB"], "4096"),
         (&["ticket", "--control", "/nowhere", "--target", "x", "--for", "25h"], "25h"),
         (&["ticket", "--control", "/nowhere", "--target", "x", "--for", "60"], "60"),
         (&["forward", "--peer", "tcp://127.0.0.1:1", "--socket", "/nowhere"], "/nowhere"),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::error::{CallError, LinkError};
 use super::outbox::Outbox;
-use super::procedure::{KEEPALIVE, PING, PONG, ProcedureId};
+use super::procedure::{KEEPALIVE, PING, ProcedureId};
 use super::streams::{
     Arriving, LegacyId, LegacyStream, Role, StreamEvent, StreamOptions, StreamPiece, Streams, remote,
 };
@@ -155,7 +155,7 @@ impl Client {
         match header.packet_type() {
             Some(PacketType::Message) if header.program == KEEPALIVE => {
                 if header.procedure == PING {
-                    self.outbox.push_pong(&Header { procedure: PONG, serial: 0, ..*header });
+                    self.outbox.push_pong(header);
                 }
             }
             Some(PacketType::Reply | PacketType::Message) => {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::procedure::PONG;
 use crate::wire::{Body, HEADER_LEN, Header, RemoteError, Status};
 
 #[derive(Debug, Default)]
@@ -35,8 +36,10 @@ impl Outbox {
         self.push(&Header { status: Status::Error.as_wire(), ..*header }, &body);
     }
 
-    pub(super) fn push_pong(&mut self, header: &Header) {
-        self.pong = Some(header.encode(0));
+    /// The answer to a PING, which has status OK whatever the PING had.
+    pub(super) fn push_pong(&mut self, ping: &Header) {
+        let pong = Header { procedure: PONG, serial: 0, status: Status::Ok.as_wire(), ..*ping };
+        self.pong = Some(pong.encode(0));
     }
 
     /// A mark behind the last packet.

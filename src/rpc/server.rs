@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::error::LinkError;
 use super::outbox::Outbox;
-use super::procedure::{KEEPALIVE, PING, PONG, ProcedureId, rpc_error};
+use super::procedure::{KEEPALIVE, PING, ProcedureId, rpc_error};
 use super::streams::{Arriving, LegacyId, LegacyStream, Role, StreamEvent, StreamOptions, StreamPiece, Streams};
 use crate::wire::{Header, PACKET_MAX, PACKET_MIN, PacketType, RemoteError, Status, codes, domains};
 
@@ -131,7 +131,7 @@ impl Server {
 
     fn on_keepalive(&mut self, header: &Header) {
         if header.procedure == PING {
-            self.outbox.push_pong(&Header { procedure: PONG, serial: 0, ..*header });
+            self.outbox.push_pong(header);
         }
     }
 

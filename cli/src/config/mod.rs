@@ -14,7 +14,7 @@ use virbistream::proto::{Config, MemoryBudget};
 use virbistream::wire::{is_valid_target, kind};
 
 use crate::policy::{Offered, Pattern, Rights, Rule, Who, glob};
-use crate::values::{Owner, Upstream, parse_mode, parse_window};
+use crate::values::{Owner, Upstream, parse_bandwidth, parse_mode, parse_window};
 use table::{Source, Table};
 
 pub(crate) use table::Mistake;
@@ -67,7 +67,7 @@ impl Settings {
             control: table.text("control").map(PathBuf::from),
             threads: threads(table.number("threads", 1..1025).and_then(|number| NonZeroUsize::new(number as usize))),
             max_sessions: table.number("max_sessions", 1..1 << 32).map_or(1024, |number| number as usize),
-            bandwidth: table.parsed("bandwidth").map(|ByteSize(bytes)| bytes),
+            bandwidth: table.parsed_by("bandwidth", parse_bandwidth).map(|ByteSize(bytes)| bytes),
             drain: Duration::from_secs(table.number("drain", 0..YEAR + 1).unwrap_or(30)),
             session: session(&mut table),
             offered: offered(targets),
@@ -105,10 +105,12 @@ impl Settings {
 fn session(table: &mut Table<'_, '_>) -> Config {
     let default = Config::default();
     let window = table.parsed_by("window", parse_window).map_or(default.window, |ByteSize(bytes)| bytes);
+    let window_max = table.parsed_by("window_max", parse_window).map_or(default.window_max, |ByteSize(bytes)| bytes);
     let memory = table.parsed("memory").map(|ByteSize(bytes)| MemoryBudget::new(bytes));
     let max_streams = table.number("max_streams", 1..1 << 32).map(|number| number as u32);
     Config {
         window,
+        window_max,
         memory_budget: memory.unwrap_or_else(|| default.memory_budget.clone()),
         max_streams: max_streams.unwrap_or(default.max_streams),
         ..default
@@ -153,7 +155,7 @@ fn rule(mut table: Table<'_, '_>) -> Option<Rule> {
         daemon: table.flag("libvirt").unwrap_or(false),
         sessions: table.number("sessions", 0..1 << 32).map(|number| number as u32),
         streams: table.number("streams", 0..1 << 32).map(|number| number as u32),
-        bandwidth: table.parsed("bandwidth").map(|ByteSize(bytes)| bytes),
+        bandwidth: table.parsed_by("bandwidth", parse_bandwidth).map(|ByteSize(bytes)| bytes),
     };
     if !table.has("targets") && !rights.daemon {
         table.mistake("a rule that allows nothing: say `targets` or `libvirt = true`");
