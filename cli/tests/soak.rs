@@ -1,6 +1,6 @@
 //! Short sessions, thousands of them, several at once and many ended rudely, leave nothing behind in `serve`.
 //!
-//! `VIRBISTREAM_SOAK_SESSIONS` says how many; CONTRIBUTING.md tells of the long run.
+//! `VIRBISTREAM_SOAK` says how many; CONTRIBUTING.md tells of the long run.
 
 mod support;
 
@@ -179,8 +179,8 @@ fn has(process: &Process) -> (usize, usize, u64) {
 
 #[test]
 fn thousands_of_short_sessions_many_ended_rudely_leave_nothing_behind() {
-    let sessions = std::env::var("VIRBISTREAM_SOAK_SESSIONS");
-    let sessions = sessions.map_or(10_000, |text| text.parse().expect("VIRBISTREAM_SOAK_SESSIONS is a number"));
+    let sessions = std::env::var("VIRBISTREAM_SOAK");
+    let sessions = sessions.map_or(10_000, |text| text.parse().expect("VIRBISTREAM_SOAK is a number"));
     let scratch = Scratch::new();
     let far = scratch.join("far.echo");
     echo_on(&far);

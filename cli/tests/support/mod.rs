@@ -7,6 +7,7 @@
 //! reaped when its guard is dropped, and dies of itself when the test program does.
 #![allow(dead_code)] // each test program uses its own part of it
 
+mod aftermath;
 pub(crate) mod bytes;
 pub(crate) mod echo;
 pub(crate) mod fault;
@@ -20,6 +21,7 @@ pub(crate) mod process;
 pub(crate) mod qmp;
 pub(crate) mod relay;
 pub(crate) mod said;
+mod scene;
 pub(crate) mod tool;
 pub(crate) mod vm;
 

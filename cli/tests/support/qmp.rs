@@ -59,7 +59,8 @@ impl Qmp {
     pub(crate) fn begin(&mut self, command: &str, arguments: Value) -> Call {
         self.calls += 1;
         let call = json!({"execute": command, "arguments": arguments, "id": self.calls});
-        let sent = writeln!(self.stream.get_mut(), "{call}");
+        // At once: QEMU does what an object says as soon as it closes, and after `quit` takes no line break any more.
+        let sent = self.stream.get_mut().write_all(format!("{call}\n").as_bytes());
         sent.unwrap_or_else(|error| panic!("{} is gone at {command}: {error}", self.name));
         Call { id: self.calls, command: command.to_owned() }
     }

@@ -20,13 +20,12 @@ const CAUSES: [&str; 6] = [
 pub(crate) fn session_cause(end: &Process, within: Duration) -> String {
     wait_for(&format!("the cause of the end of a session: {}", end.name()), within, || {
         let text = end.stderr.text();
-        let found = text.lines().find_map(|line| {
+        text.lines().find_map(|line| {
             let line = line.strip_prefix("virbistream: ")?;
             let of_forward = line.strip_prefix("the session with ").and_then(|line| line.split_once(" is over: "));
             let cause = of_forward.map_or_else(|| line.strip_prefix("session 1: "), |(_, cause)| Some(cause))?;
             CAUSES.iter().any(|known| cause.starts_with(known)).then(|| cause.to_owned())
-        });
-        found
+        })
     })
 }
 
