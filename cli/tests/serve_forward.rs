@@ -400,7 +400,8 @@ fn what_has_priority_goes_first_and_leaves_a_sixteenth() {
     let [disk, memory] = ["disk", "memory"].map(|name| accept_on(&scratch.join(&format!("far.{name}"))));
     let far = ["disk", "memory"].map(|name| (name, scratch.join(&format!("far.{name}"))));
     let near = ["disk", "memory"].map(|name| (name, scratch.join(&format!("near.{name}"))));
-    let serve = serve(ANY_PORT, far.each_ref().map(|(name, path)| (*name, &**path))).start();
+    // The memory always has credit, however late a reader's turn comes on a busy machine: what it cannot use the disk gets.
+    let serve = serve(ANY_PORT, far.each_ref().map(|(name, path)| (*name, &**path))).args(["--window", "16MiB"]).start();
     let forward = forward(&serve.ready(), near.each_ref().map(|(name, path)| (*name, &**path)))
         .args(["--bandwidth", "16MiB", "--priority", "memory=1"])
         .start();
@@ -426,7 +427,7 @@ fn what_has_priority_goes_first_and_leaves_a_sixteenth() {
     from_memory.read_exact(&mut vec![0; 24 * MIB as usize]).expect("bytes of memory");
     let meanwhile = disk_read.load(Ordering::Relaxed) - before;
     let sixteenth = 24 * MIB as usize / 15;
-    assert!((sixteenth / 2..sixteenth * 2).contains(&meanwhile), "{meanwhile} bytes of the disk");
+    assert!((sixteenth / 2..sixteenth * 3).contains(&meanwhile), "{meanwhile} bytes of the disk");
     forward.signal(Signal::KILL);
     serve.signal(Signal::KILL);
     drop((to_disk, to_memory, from_memory));

@@ -225,44 +225,8 @@ pub(crate) fn open(address: &Address) -> String {
 mod tests {
     use super::*;
 
-    const WHOLE: &str = r#"
-listen = ["unix:/run/links", "tcp://127.0.0.1:16515"]
-libvirt = "unix:/run/libvirt/libvirt-sock"
-control = "/run/control"
-socket_mode = "0660"
-window = "1MiB"
-memory = "64MiB"
-max_streams = 100
-bandwidth = "1GiB"
-drain = 5
-threads = 2
-
-[[target]]
-name = "vda"
-path = "/run/vda.sock"
-
-[[target]]
-name = "vm-*"
-below = "/"
-path = "run/*/nbd.sock"
-
-[[allow]]
-uid = 107
-targets = ["vm-*"]
-kinds = ["disk", "memory"]
-sessions = 4
-streams = 64
-bandwidth = "100MiB"
-
-[[allow]]
-local = true
-targets = ["vda"]
-libvirt = true
-
-[[allow]]
-dn = "C=GB,*"
-targets = ["*"]
-"#;
+    /// A seed of the fuzzer's, too.
+    const WHOLE: &str = include_str!("../../../fuzz/seeds/config/whole.toml");
 
     #[test]
     fn a_file_says_all_that_serve_needs() {
@@ -290,14 +254,21 @@ targets = ["*"]
         Settings::read(&file.replace("/run/virbistream/vms", "/")).unwrap();
     }
 
-    /// What no key can say makes no panic, and is never taken for a whole file.
+    /// The fuzzer's seeds; what they say is read, or has a mistake.
     #[test]
     fn a_file_cut_anywhere_or_with_any_byte_changed_is_read_or_has_a_mistake() {
-        for at in (0..WHOLE.len()).filter(|at| WHOLE.is_char_boundary(*at)) {
-            let _ = Settings::read(&WHOLE[..at]);
-            for byte in ['\0', '"', '[', '-', '9', 'ä', '\n'] {
-                let changed = format!("{}{byte}{}", &WHOLE[..at], WHOLE.get(at + 1..).unwrap_or_default());
-                assert!(Settings::read(&changed).err().is_none_or(|mistakes| !mistakes.is_empty()));
+        let seeds = [
+            WHOLE,
+            include_str!("../../../fuzz/seeds/config/tls.toml"),
+            include_str!("../../../fuzz/seeds/config/mistakes.toml"),
+        ];
+        for seed in seeds {
+            for at in (0..seed.len()).filter(|at| seed.is_char_boundary(*at)) {
+                let _ = Settings::read(&seed[..at]);
+                for byte in ['\0', '"', '[', '-', '9', 'ä', '\n'] {
+                    let changed = format!("{}{byte}{}", &seed[..at], seed.get(at + 1..).unwrap_or_default());
+                    assert!(Settings::read(&changed).err().is_none_or(|mistakes| !mistakes.is_empty()));
+                }
             }
         }
     }
