@@ -369,6 +369,23 @@ fn a_second_signal_waits_no_more_for_streams() {
     setup.ends.serve.end_well(&[]);
 }
 
+#[test]
+fn a_stream_that_never_finishes_has_the_time_to_drain_and_no_more() {
+    let scratch = Scratch::new();
+    let target = accept_on(&scratch.join("far"));
+    let serve = serve(ANY_PORT, [("it", &*scratch.join("far"))]).args(["--drain", "1"]).start();
+    let (near, peer) = (scratch.join("near"), serve.ready());
+    let forward = forward(&peer, [("it", &*near)]).start();
+    forward.ready();
+    let client = connect(&near);
+    let stream = target.next();
+    serve.signal(Signal::TERM);
+    serve.finish(PATIENCE).assert_failed_saying(&["the time to drain had passed", "streams cut: 1"]);
+    assert_ends(&client);
+    assert_ends(&stream);
+    forward.finish(PATIENCE).assert_failed_saying(&["is over"]);
+}
+
 /// At either end, each for what it sends.
 #[test]
 fn bandwidth_limits_what_an_end_sends_and_not_what_it_receives() {
@@ -401,7 +418,8 @@ fn what_has_priority_goes_first_and_leaves_a_sixteenth() {
     let far = ["disk", "memory"].map(|name| (name, scratch.join(&format!("far.{name}"))));
     let near = ["disk", "memory"].map(|name| (name, scratch.join(&format!("near.{name}"))));
     // The memory always has credit, however late a reader's turn comes on a busy machine: what it cannot use the disk gets.
-    let serve = serve(ANY_PORT, far.each_ref().map(|(name, path)| (*name, &**path))).args(["--window", "16MiB"]).start();
+    let serve =
+        serve(ANY_PORT, far.each_ref().map(|(name, path)| (*name, &**path))).args(["--window", "16MiB"]).start();
     let forward = forward(&serve.ready(), near.each_ref().map(|(name, path)| (*name, &**path)))
         .args(["--bandwidth", "16MiB", "--priority", "memory=1"])
         .start();
