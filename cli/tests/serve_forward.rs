@@ -390,23 +390,27 @@ fn a_stream_that_never_finishes_has_the_time_to_drain_and_no_more() {
 #[test]
 fn bandwidth_limits_what_an_end_sends_and_not_what_it_receives() {
     let scratch = Scratch::new();
-    echo_on(&scratch.join("far.disk"));
+    let target = accept_on(&scratch.join("far.disk"));
     let serve = serve(ANY_PORT, [("disk", &*scratch.join("far.disk"))]).start();
     let near = scratch.join("near.disk");
-    let forward = forward(&serve.ready(), [("disk", &*near)]).args(["--bandwidth", "8MiB"]).start();
+    let forward = forward(&serve.ready(), [("disk", &*near)]).args(["--bandwidth", "4MiB"]).start();
     forward.ready();
-    let stream = connect(&near);
-    let bytes = Noise::new(9).bytes(8 * MIB as usize);
-    let begun = Instant::now();
-    let sending = send(&stream, &bytes);
-    let mut back = Vec::new();
-    (&stream).read_to_end(&mut back).expect("the echo");
-    sending.join().expect("no panic").expect("all is sent");
-    assert!(back == bytes);
+    let (client, stream) = (connect(&near), target.next());
+    let carry = |from: &UnixStream, to: &UnixStream, mib: u64| {
+        let bytes = Noise::new(9).bytes((mib * MIB) as usize);
+        let begun = Instant::now();
+        let sending = send(from, &bytes);
+        assert_reads(to, &bytes);
+        sending.join().expect("no panic").expect("all is sent");
+        begun.elapsed()
+    };
+    // It would take eight seconds if it were limited, too.
+    let received = carry(&stream, &client, 32);
+    assert!(received < Duration::from_secs(4), "{received:?}");
     // What goes at once is a tenth of a second's worth.
-    let took = begun.elapsed();
-    assert!((Duration::from_millis(800)..Duration::from_secs(10)).contains(&took), "{took:?}");
-    drop(stream);
+    let sent = carry(&client, &stream, 4);
+    assert!((Duration::from_millis(800)..Duration::from_secs(10)).contains(&sent), "{sent:?}");
+    drop((client, stream));
     forward.end_well(&[&near]);
     serve.end_well(&[]);
 }

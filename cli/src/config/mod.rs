@@ -15,7 +15,7 @@ use virbistream::wire::{is_valid_target, kind};
 
 use crate::pki::Pki;
 use crate::policy::{Offered, Pattern, Rights, Rule, Who, glob};
-use crate::values::{Owner, Upstream, parse_bandwidth, parse_mode, parse_window};
+use crate::values::{Owner, THREADS_MAX, Upstream, parse_bandwidth, parse_mode, parse_window};
 use table::{Source, Table};
 
 pub(crate) use table::Mistake;
@@ -68,7 +68,11 @@ impl Settings {
             libvirt: table.parsed("libvirt").map(|Upstream(path)| path),
             control: table.text("control").map(PathBuf::from),
             pki: Pki { directory: table.text("pki").map(PathBuf::from) },
-            threads: threads(table.number("threads", 1..1025).and_then(|number| NonZeroUsize::new(number as usize))),
+            threads: threads(
+                table
+                    .number("threads", 1..u64::from(THREADS_MAX) + 1)
+                    .and_then(|number| NonZeroUsize::new(number as usize)),
+            ),
             max_sessions: table.number("max_sessions", 1..1 << 32).map_or(1024, |number| number as usize),
             bandwidth: table.parsed_by("bandwidth", parse_bandwidth).map(|ByteSize(bytes)| bytes),
             drain: Duration::from_secs(table.number("drain", 0..YEAR + 1).unwrap_or(30)),
