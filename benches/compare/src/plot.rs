@@ -16,12 +16,13 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn Error>>;
 
 /// By contender; virbistream's stands out.
-const COLOURS: [RGBColor; 7] = [
+const COLOURS: [RGBColor; 8] = [
     RGBColor(200, 30, 45),
     RGBColor(115, 160, 215),
     RGBColor(40, 85, 150),
     RGBColor(110, 110, 110),
-    RGBColor(215, 130, 30),
+    RGBColor(230, 165, 80),
+    RGBColor(185, 95, 15),
     RGBColor(120, 85, 160),
     RGBColor(60, 145, 100),
 ];
@@ -80,7 +81,7 @@ fn draw_legend(area: &Area<'_>, contenders: &[Contender]) -> Drawn {
     let title = "UNIX socket -> near end -> TCP over loopback -> far end -> UNIX socket";
     area.draw(&Text::new(title, (60, 8), ("sans-serif", 20)))?;
     for (n, contender) in (0..).zip(contenders) {
-        let x = 60 + n * 190;
+        let x = 60 + n * 165;
         area.draw(&Rectangle::new([(x, 38), (x + 16, 54)], colour(contender).filled()))?;
         area.draw(&Text::new(contender.kind.name(), (x + 24, 38), ("sans-serif", 17)))?;
     }
