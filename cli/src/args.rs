@@ -14,6 +14,7 @@ use virbistream::wire::PRIORITY_MAX;
 
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
+use crate::migrate::{EXIT_STATUS, MigrateArgs};
 use crate::pki::Pki;
 use crate::uri::Uri;
 use crate::values::{Owner, Upstream, parse_bandwidth, parse_mode, parse_threads, parse_window};
@@ -48,6 +49,9 @@ pub(crate) enum Command {
     CheckConfig(CheckConfigArgs),
     /// Have a running serve make a secret that lets its bearer in, once
     Ticket(TicketArgs),
+    /// Move a running guest and its disks to another host, through one connection, with libvirt as it is
+    #[command(after_long_help = EXIT_STATUS)]
+    Migrate(MigrateArgs),
     /// Listen on UNIX sockets, and carry each connection to a target of the peer
     Forward(ForwardArgs),
     /// Move disks and memory between two ends on this machine, and verify every byte
@@ -67,6 +71,7 @@ impl Command {
             }
             Self::Serve(args) => args.check(),
             Self::Forward(args) => args.check(),
+            Self::Migrate(args) => args.check(),
             Self::Conformance(args) => args.check(),
             Self::Demo(_) | Self::Probe(_) | Self::CheckConfig(_) | Self::Ticket(_) => Ok(()),
         }
@@ -89,6 +94,9 @@ pub(crate) struct ServeArgs {
     /// All addresses must be tls:// or UNIX sockets; their mode is 0600
     #[arg(long, value_name = "unix:PATH")]
     pub(crate) libvirt: Option<Upstream>,
+    /// Let migrations in, too, for which directories are made below this one: `virbistream migrate` at the other end. It goes with --libvirt
+    #[arg(long, value_name = "DIRECTORY", requires = "libvirt")]
+    pub(crate) migrations: Option<PathBuf>,
     /// Let in over tls:// whose certificate has this name, written as in libvirt's tls_allowed_dn_list; `*` stands for any characters,
     /// `?` for one
     #[arg(long, value_name = "DN")]
@@ -115,7 +123,8 @@ pub(crate) struct ServeArgs {
 }
 
 /// What a file says instead.
-const CONFIGURED: [&str; 17] = [
+const CONFIGURED: [&str; 18] = [
+    "migrations",
     "allow_dn",
     "directory",
     "window_max",

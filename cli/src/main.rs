@@ -7,6 +7,7 @@ mod control;
 mod demo;
 mod forward;
 mod link;
+mod migrate;
 mod pki;
 mod policy;
 mod probe;
@@ -48,19 +49,24 @@ fn run(cli: &Cli, stderr: &Stderr) -> ExitCode {
         .init();
     let done = |()| ExitCode::SUCCESS;
     let result = match &cli.command {
-        Command::Serve(args) => serve::run(args).map(done).map_err(|error| error.to_string()),
-        Command::CheckConfig(args) => serve::check(&args.file).map(done).map_err(|error| error.to_string()),
-        Command::Ticket(args) => ticket::run(args).map(done),
-        Command::Forward(args) => forward::run(args).map(done).map_err(|error| error.to_string()),
-        Command::Demo(args) => demo::run(args).map(done).map_err(|error| error.to_string()),
-        Command::Probe(args) => probe::run(args).map(|found| found.exit_code()).map_err(|error| error.to_string()),
-        Command::Conformance(args) => conformance::run(args),
+        Command::Migrate(args) => migrate::run(args).map(done).map_err(|failure| (failure.code(), failure.to_string())),
+        Command::Serve(args) => serve::run(args).map(done).map_err(failed),
+        Command::CheckConfig(args) => serve::check(&args.file).map(done).map_err(failed),
+        Command::Ticket(args) => ticket::run(args).map(done).map_err(failed),
+        Command::Forward(args) => forward::run(args).map(done).map_err(failed),
+        Command::Demo(args) => demo::run(args).map(done).map_err(failed),
+        Command::Probe(args) => probe::run(args).map(|found| found.exit_code()).map_err(failed),
+        Command::Conformance(args) => conformance::run(args).map_err(failed),
     };
     match result {
         Ok(code) => code,
-        Err(sentence) => {
+        Err((code, sentence)) => {
             stderr.say(format!("virbistream: {sentence}\n").into());
-            ExitCode::FAILURE
+            code
         }
     }
+}
+
+fn failed(error: impl ToString) -> (ExitCode, String) {
+    (ExitCode::FAILURE, error.to_string())
 }

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use virbistream::io::{Address, LinkLimits, SessionOptions, TlsServer};
+use virbistream::io::{Address, LinkLimits, Permissions, SessionOptions, TlsServer};
 
 use crate::args::ServeArgs;
-use crate::config::{Mistake, Settings, is_open, open, threads};
+use crate::config::{MigrationSettings, Mistake, Settings, is_open, open, threads};
 use crate::control::Control;
 use crate::pki::Pki;
-use crate::policy::{Offered, Policy, Rights, Rule, Tickets, Who, glob};
+use crate::policy::{Migrations, Offered, Policy, Rights, Rule, Tickets, Who, glob};
 use crate::running::{Error, News, Running, bind, say_ready};
 
 /// Links without HELLO that any address may have.
@@ -35,7 +35,8 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
             return Err(format!("two targets are named `{}`", target.name));
         }
     }
-    let rights = Rights { targets: vec![glob("*")], daemon: args.libvirt.is_some(), ..Rights::default() };
+    let (targets, daemon, migrate) = (vec![glob("*")], args.libvirt.is_some(), args.migrations.is_some());
+    let rights = Rights { targets, daemon, migrate, ..Rights::default() };
     let who = if args.insecure_tcp { Who::Anyone } else { Who::Local };
     let by_name = args.allow_dn.iter().map(|dn| Who::Dn(glob(dn)));
     let rules = by_name.chain([who]).map(|who| Rule { who, rights: rights.clone() }).collect();
@@ -58,6 +59,7 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
         bandwidth: args.session.bandwidth(),
         drain: args.session.drain(),
         offered,
+        migrations: args.migrations.clone().map(|path| MigrationSettings { path, permissions: Permissions::default() }),
         rules,
     })
 }
@@ -85,7 +87,8 @@ fn serve(settings: Settings) -> Result<(), Error> {
         session.hello_timeout = None;
     }
     let tickets = Arc::new(Tickets::default());
-    let policy = Policy::new(settings.rules, settings.offered, Arc::clone(&tickets));
+    let migrations = settings.migrations.zip(libvirt.as_ref()).map(|(base, libvirt)| migrations(&base, libvirt));
+    let policy = Policy::new(settings.rules, settings.offered, migrations.transpose()?, Arc::clone(&tickets));
     let options = SessionOptions {
         config: session,
         access: Some(Arc::new(policy)),
@@ -130,6 +133,11 @@ fn serve(settings: Settings) -> Result<(), Error> {
             News::Report(_) | News::Connected(_) | News::Nothing => {}
         }
     }
+}
+
+fn migrations(base: &MigrationSettings, libvirt: &Path) -> Result<Migrations, Error> {
+    let failed = |error| Error::Config(format!("no migration can come in through {}: {error}", base.path.display()));
+    Migrations::new(&base.path, base.permissions, libvirt).map_err(failed)
 }
 
 /// A set that is wrong leaves the one before in use: who may connect goes on to.

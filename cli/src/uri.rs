@@ -71,6 +71,11 @@ impl FromStr for Uri {
 }
 
 impl Uri {
+    /// Whether it has to prove who it is, where it can.
+    pub(crate) fn is_verified(&self) -> bool {
+        !self.no_verify
+    }
+
     /// What we show the peer, if the address has TLS.
     pub(crate) fn tls(&self) -> Result<Option<TlsClient>, TlsConfigError> {
         match self.address {

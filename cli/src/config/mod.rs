@@ -36,7 +36,15 @@ pub(crate) struct Settings {
     pub(crate) bandwidth: Option<u64>,
     pub(crate) drain: Duration,
     pub(crate) offered: Offered,
+    pub(crate) migrations: Option<MigrationSettings>,
     pub(crate) rules: Vec<Rule>,
+}
+
+/// Where the directories of migrations are made, and their mode and owner.
+#[derive(Debug)]
+pub(crate) struct MigrationSettings {
+    pub(crate) path: PathBuf,
+    pub(crate) permissions: Permissions,
 }
 
 impl Settings {
@@ -78,6 +86,7 @@ impl Settings {
             drain: Duration::from_secs(table.number("drain", 0..YEAR + 1).unwrap_or(30)),
             session: session(&mut table),
             offered: offered(targets),
+            migrations: table.table("migration").and_then(base),
             rules: allows.into_iter().filter_map(rule).collect(),
         };
         settings.check(&table);
@@ -106,6 +115,13 @@ impl Settings {
         let is_tls = self.listen.iter().any(|address| matches!(address, Address::Tls { .. }));
         if self.pki.directory.is_some() && !is_tls {
             table.mistake_at("pki", "`pki` goes with a tls:// address");
+        }
+        let may_migrate = self.rules.iter().any(|rule| rule.rights.migrate);
+        if self.migrations.is_none() && may_migrate && !table.has("migration") {
+            table.mistake_at("allow", "a rule lets somebody migrate, and [migration] is missing");
+        }
+        if self.libvirt.is_none() && self.migrations.is_some() {
+            table.mistake_at("migration", "a migration needs `libvirt`, which says where libvirtd is");
         }
         if self.libvirt.is_none() && self.rules.iter().any(|rule| rule.rights.daemon) {
             table.mistake_at("allow", "a rule lets somebody reach libvirtd, and `libvirt` says not where it is");
@@ -157,6 +173,20 @@ fn offered(tables: Vec<Table<'_, '_>>) -> Offered {
     offered
 }
 
+fn base(mut table: Table<'_, '_>) -> Option<MigrationSettings> {
+    let path = table.text("base");
+    if path.is_none_or(|path| !path.starts_with('/')) {
+        table.mistake("[migration] has a `base`, a directory whose path begins with /");
+    }
+    let owner: Owner = table.parsed("owner").unwrap_or_default();
+    let mode = table.parsed_by("mode", parse_mode);
+    table.end();
+    Some(MigrationSettings {
+        path: path?.into(),
+        permissions: Permissions { mode, user: owner.user, group: owner.group },
+    })
+}
+
 fn rule(mut table: Table<'_, '_>) -> Option<Rule> {
     let who = who(&mut table);
     let kinds = table.has("kinds").then(|| table.list("kinds", kind_number));
@@ -164,12 +194,13 @@ fn rule(mut table: Table<'_, '_>) -> Option<Rule> {
         targets: table.list("targets", |text| Ok::<_, String>(glob(text))),
         kinds,
         daemon: table.flag("libvirt").unwrap_or(false),
+        migrate: table.flag("migrate").unwrap_or(false),
         sessions: table.number("sessions", 0..1 << 32).map(|number| number as u32),
         streams: table.number("streams", 0..1 << 32).map(|number| number as u32),
         bandwidth: table.parsed_by("bandwidth", parse_bandwidth).map(|ByteSize(bytes)| bytes),
     };
-    if !table.has("targets") && !rights.daemon {
-        table.mistake("a rule that allows nothing: say `targets` or `libvirt = true`");
+    if !table.has("targets") && !rights.daemon && !rights.migrate {
+        table.mistake("a rule that allows nothing: say `targets`, `libvirt = true` or `migrate = true`");
     }
     table.end();
     Some(Rule { who: who?, rights })

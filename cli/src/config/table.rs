@@ -134,6 +134,15 @@ impl<'t, 'i> Table<'t, 'i> {
         list
     }
 
+    /// The table of `[key]`.
+    pub(super) fn table(&mut self, key: &'static str) -> Option<Table<'t, 'i>> {
+        let value = self.take(key)?;
+        match value.get_ref() {
+            DeValue::Table(table) => Some(Self::new(self.source, table, value.span().start)),
+            _ => self.wrong(value.span(), format!("write [{key}]")),
+        }
+    }
+
     /// The tables of `[[key]]`.
     pub(super) fn tables(&mut self, key: &'static str) -> Vec<Table<'t, 'i>> {
         let Some(value) = self.take(key) else { return Vec::new() };

@@ -1,5 +1,6 @@
 //! Who may have what: the administrator's rules, and tickets. Who is not let in by one of them stays out.
 
+mod migrations;
 mod offered;
 mod rule;
 mod tickets;
@@ -11,6 +12,10 @@ use parking_lot::Mutex;
 use virbistream::io::{Access, Admission, Caller, Decision, Identity, Permit, Request, Targets};
 use virbistream::wire::{EXT_TICKET, RemoteError, codes, domains};
 
+use crate::migrate::Name;
+use migrations::OfSession;
+
+pub(crate) use migrations::Migrations;
 pub(crate) use offered::{Offered, Pattern};
 pub(crate) use rule::{Rights, Rule, Who, glob};
 pub(crate) use tickets::{Secret, Tickets};
@@ -20,14 +25,21 @@ pub(crate) use tickets::{Secret, Tickets};
 pub(crate) struct Policy {
     rules: Vec<Arc<Rule>>,
     offered: Arc<Offered>,
+    migrations: Option<Arc<Migrations>>,
     tickets: Arc<Tickets>,
     sessions: Arc<Sessions>,
 }
 
 impl Policy {
-    pub(crate) fn new(rules: Vec<Rule>, offered: Offered, tickets: Arc<Tickets>) -> Self {
+    pub(crate) fn new(
+        rules: Vec<Rule>,
+        offered: Offered,
+        migrations: Option<Migrations>,
+        tickets: Arc<Tickets>,
+    ) -> Self {
         let rules = rules.into_iter().map(Arc::new).collect();
-        Self { rules, offered: Arc::new(offered), tickets, sessions: Arc::default() }
+        let (offered, migrations) = (Arc::new(offered), migrations.map(Arc::new));
+        Self { rules, offered, migrations, tickets, sessions: Arc::default() }
     }
 
     /// The first rule that fits: those after it count no more.
@@ -45,10 +57,12 @@ impl Policy {
     }
 
     fn admission(&self, rights: Rights, permit: Permit) -> Admission {
+        let migrations = self.migrations.as_ref().filter(|_| rights.migrate);
+        let migrations = migrations.map(|migrations| OfSession::new(Arc::clone(migrations)));
         Admission {
             max_streams: rights.streams.unwrap_or(u32::MAX),
             bandwidth: rights.bandwidth,
-            targets: Arc::new(Allowed { rights, offered: Arc::clone(&self.offered) }),
+            targets: Arc::new(Allowed { rights, offered: Arc::clone(&self.offered), migrations }),
             permit,
         }
     }
@@ -92,10 +106,18 @@ impl Access for Policy {
 struct Allowed {
     rights: Rights,
     offered: Arc<Offered>,
+    migrations: Option<OfSession>,
 }
 
 impl Targets for Allowed {
     fn open(&self, request: &Request<'_>) -> Decision {
+        // Whoever reaches libvirtd can do what root can, so it has to be known who that is.
+        let may_migrate = !matches!(request.identity, Identity::Unknown | Identity::Loopback);
+        if let (Some(migrations), Some(name)) =
+            (self.migrations.as_ref().filter(|_| may_migrate), Name::parse(request.target))
+        {
+            return migrations.open(name);
+        }
         // Whether it is offered is nothing to tell somebody who may not have it.
         match self.rights.allow(request.target, request.kind) {
             Ok(()) => self.offered.open(request),

@@ -32,7 +32,9 @@ impl Targets for Offered {
     fn open(&self, request: &Request<'_>) -> Decision {
         let found = self.patterns.iter().find_map(|pattern| Some((pattern, pattern.star(request.target)?)));
         match found {
-            Some((pattern, star)) if !self.fixed.contains(request.target) => pattern.open(request.target, star),
+            Some((pattern, star)) if !self.fixed.contains(request.target) => {
+                dial_below(&pattern.below, &pattern.path(star), request.target)
+            }
             _ => self.fixed.open(request),
         }
     }
@@ -75,20 +77,24 @@ impl Pattern {
         fits.then_some(star)
     }
 
-    fn open(&self, target: &str, star: &str) -> Decision {
-        match self.find(star) {
-            // A path of its own, so that nobody can put another socket into its place in between.
-            Ok(found) => UnixTargets::dial(target, Path::new(&format!("/proc/self/fd/{}", found.as_raw_fd()))),
-            Err(error) => UnixTargets::refuse(target, &error),
-        }
+    fn path(&self, star: &str) -> String {
+        format!("{}{star}{}", self.path.0, self.path.1)
     }
+}
 
-    /// The kernel refuses every way that leads out of the folder, and links; the last part, too, since without NOFOLLOW it would be followed.
-    fn find(&self, star: &str) -> io::Result<OwnedFd> {
-        let path = format!("{}{star}{}", self.path.0, self.path.1);
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        Ok(openat2(&self.below, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+/// Dials the socket at `path`, which begins below a folder.
+pub(super) fn dial_below(folder: &OwnedFd, path: &str, target: &str) -> Decision {
+    match find(folder, path) {
+        // A path of its own, so that nobody can put another socket into its place in between.
+        Ok(found) => UnixTargets::dial(target, Path::new(&format!("/proc/self/fd/{}", found.as_raw_fd()))),
+        Err(error) => UnixTargets::refuse(target, &error),
     }
+}
+
+/// The kernel refuses every way that leads out of the folder, and links; the last part, too, since without NOFOLLOW it would be followed.
+fn find(folder: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    Ok(openat2(folder, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
 }
 
 #[cfg(test)]
@@ -133,9 +139,10 @@ mod tests {
         std::fs::create_dir(inside.join("via")).unwrap();
         std::os::unix::fs::symlink(outside.join("s"), inside.join("via/s")).unwrap();
         let pattern = Pattern::new("vm-*", &inside, "*/s").unwrap();
-        assert!(pattern.find("real").is_ok());
+        let find = |star| find(&pattern.below, &pattern.path(star));
+        assert!(find("real").is_ok());
         for star in ["linked", "alias", "via", "..", "../out", "nothing"] {
-            assert!(pattern.find(star).is_err(), "{star}");
+            assert!(find(star).is_err(), "{star}");
         }
     }
 

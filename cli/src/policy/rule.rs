@@ -44,6 +44,8 @@ pub(crate) struct Rights {
     pub(crate) kinds: Option<Vec<u32>>,
     /// Whether libvirtd may be reached.
     pub(crate) daemon: bool,
+    /// Whether a migration may come in, and with it everything that libvirtd can do.
+    pub(crate) migrate: bool,
     /// Of each identity at once.
     pub(crate) sessions: Option<u32>,
     /// In each session at once.

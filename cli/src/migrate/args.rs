@@ -1,0 +1,52 @@
+//! What the command line says of a migration.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::libvirt::LibvirtOptions;
+use crate::args::SocketArgs;
+use crate::uri::Uri;
+
+/// Where directories of migrations are made, at both ends.
+pub(crate) const BASE: &str = "/run/virbistream/migrations";
+
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// The guest: its name, id or UUID
+    pub(crate) domain: String,
+    /// The destination's `virbistream serve`: tls://HOST:PORT[?pkipath=DIR], qemu+tls://HOST[:PORT]/system[?pkipath=DIR], unix:///PATH or
+    /// tcp://HOST:PORT
+    pub(crate) desturi: Uri,
+    /// The source's libvirtd, as virsh has it
+    #[arg(long, value_name = "URI")]
+    pub(crate) connect: Option<String>,
+    /// Check whether it could be done, say so and end
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Say what happens in lines of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Stop the guest while it moves, which takes less time than to move it running
+    #[arg(long)]
+    pub(crate) not_live: bool,
+    /// Where the directory for this migration's sockets is made; the destination's must be of the same name
+    #[arg(long, value_name = "DIRECTORY", default_value = BASE)]
+    pub(crate) base: PathBuf,
+    #[command(flatten)]
+    pub(crate) sockets: SocketArgs,
+    #[command(flatten)]
+    pub(crate) libvirt: LibvirtOptions,
+}
+
+impl MigrateArgs {
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.base.is_absolute() {
+            true if !self.desturi.is_verified() => {
+                Err("no guest is moved to a host that proves nothing: no_verify=1 is not for migrate".into())
+            }
+            true => Ok(()),
+            false => Err(format!("--base {} does not begin with /", self.base.display())),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What a migration came to.
+
+use std::process::ExitCode;
+
+use thiserror::Error;
+
+use crate::running;
+
+/// What `--help` and the man page say of [`Failure::code`].
+pub(crate) const EXIT_STATUS: &str = "\
+Exit status:
+  0  the guest runs at the destination; or, with --dry-run, nothing speaks against it
+  1  this host could not do what it takes; the guest is where it was
+  2  the command line makes no sense
+  3  a check failed, and nothing was begun
+  4  the destination could not be reached, or does not let us in
+  5  libvirt gave the migration up; the guest is where it was
+  6  it was cancelled; the guest is where it was
+  7  the connection to the destination was lost, and with it the migration; the guest is where it was
+  8  the guest is not where it was, or nobody can tell: look at both hosts";
+
+/// Why a guest was not moved, in one sentence.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    #[error("{0}")]
+    Local(String),
+    #[error("{0} of the checks failed; nothing was begun")]
+    Checks(usize),
+    #[error("{0}")]
+    Destination(String),
+    #[error("libvirt gave the migration up, and {guest}: {why}")]
+    Libvirt { why: String, guest: Guest },
+    #[error("the migration was cancelled, and {0}")]
+    Cancelled(Guest),
+    #[error("the connection to the destination was lost, and {guest}: {why}")]
+    Lost { why: String, guest: Guest },
+}
+
+/// Where the guest is after a migration that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Guest {
+    /// At the source, in libvirt's word for its state.
+    Here(String),
+    /// Nobody can tell, or not at the source.
+    Unknown(String),
+}
+
+impl std::fmt::Display for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Here(state) => write!(f, "the guest is {state} at the source"),
+            Self::Unknown(why) => write!(f, "where the guest is has to be seen ({why})"),
+        }
+    }
+}
+
+impl Failure {
+    pub(crate) fn code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Libvirt { guest: Guest::Unknown(_), .. }
+            | Self::Cancelled(Guest::Unknown(_))
+            | Self::Lost { guest: Guest::Unknown(_), .. } => 8,
+            Self::Local(_) => 1,
+            Self::Checks(_) => 3,
+            Self::Destination(_) => 4,
+            Self::Libvirt { .. } => 5,
+            Self::Cancelled(_) => 6,
+            Self::Lost { .. } => 7,
+        })
+    }
+}
+
+impl From<running::Error> for Failure {
+    fn from(error: running::Error) -> Self {
+        match error {
+            running::Error::Connect { .. } | running::Error::Legacy { .. } | running::Error::SessionEnded { .. } => {
+                Self::Destination(error.to_string())
+            }
+            _ => Self::Local(error.to_string()),
+        }
+    }
+}

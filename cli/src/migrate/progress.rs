@@ -1,0 +1,195 @@
+//! How far it is: read from libvirt now and then, and said as bars, as lines or as JSON.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::virsh::Virsh;
+
+/// How often libvirt is asked.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often a line is said where there are no bars.
+const LINES: Duration = Duration::from_secs(5);
+
+/// Bytes moved, and all there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    pub(super) done: u64,
+    pub(super) total: u64,
+}
+
+/// What libvirt said last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Snapshot {
+    pub(super) disks: Vec<(String, Moved)>,
+    pub(super) memory: Moved,
+}
+
+/// Asks libvirt on a thread of its own, which a libvirt that does not answer holds up alone.
+pub(super) struct Monitor {
+    latest: Arc<Mutex<Snapshot>>,
+    over: Arc<AtomicBool>,
+}
+
+impl Monitor {
+    pub(super) fn start(virsh: Virsh, domain: String, disks: Vec<String>) -> io::Result<Self> {
+        let (latest, over) = (Arc::new(Mutex::new(Snapshot::default())), Arc::new(AtomicBool::new(false)));
+        let (writing, ending) = (Arc::clone(&latest), Arc::clone(&over));
+        thread::Builder::new().name("monitor".into()).spawn(move || {
+            while !ending.load(Ordering::Relaxed) {
+                let snapshot = look(&virsh, &domain, &disks, &writing.lock().clone());
+                *writing.lock() = snapshot;
+                thread::park_timeout(INTERVAL);
+            }
+        })?;
+        Ok(Self { latest, over })
+    }
+
+    pub(super) fn latest(&self) -> Snapshot {
+        self.latest.lock().clone()
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What cannot be asked now is as it was: the jobs of disks are over before the memory is.
+fn look(virsh: &Virsh, domain: &str, disks: &[String], before: &Snapshot) -> Snapshot {
+    let job = virsh.ask(&["domjobinfo", domain, "--rawstats"]).map(|said| pairs(&said, ':')).unwrap_or_default();
+    let memory = match (job.get("memory_processed"), job.get("memory_total"), job.get("memory_remaining")) {
+        (Some(_), Some(total), Some(remaining)) => Moved { done: total.saturating_sub(*remaining), total: *total },
+        _ => before.memory,
+    };
+    let disk = |target: &String| {
+        let job = virsh.ask(&["blockjob", domain, target, "--raw"]).map(|said| pairs(&said, '=')).unwrap_or_default();
+        let moved = match (job.get("cur"), job.get("end")) {
+            (Some(done), Some(total)) => Some(Moved { done: *done, total: *total }),
+            _ => before.disks.iter().find(|(name, _)| name == target).map(|(_, moved)| *moved),
+        };
+        (target.clone(), moved.unwrap_or_default())
+    };
+    Snapshot { disks: disks.iter().map(disk).collect(), memory }
+}
+
+/// `name: number` or `name=number` in each line; what is none is passed over.
+pub(super) fn pairs(said: &str, between: char) -> BTreeMap<String, u64> {
+    let pair = |line: &str| {
+        let (name, value) = line.split_once(between)?;
+        Some((name.trim().to_owned(), value.trim().parse().ok()?))
+    };
+    said.lines().filter_map(pair).collect()
+}
+
+/// How it is said.
+pub(super) enum Said {
+    Bars(MultiProgress, Mutex<BTreeMap<String, ProgressBar>>),
+    Lines(Mutex<Instant>),
+    Json,
+}
+
+impl Said {
+    pub(super) fn new(json: bool) -> Self {
+        match (json, io::stderr().is_terminal()) {
+            (true, _) => Self::Json,
+            (false, true) => Self::Bars(MultiProgress::new(), Mutex::default()),
+            (false, false) => Self::Lines(Mutex::new(Instant::now())),
+        }
+    }
+
+    pub(super) fn check(&self, what: &str, result: &str, text: &str) {
+        match self {
+            Self::Json => say(&json!({ "event": "check", "what": what, "result": result, "text": text }).to_string()),
+            _ => say(&format!("{result:8} {what}: {text}")),
+        }
+    }
+
+    pub(super) fn note(&self, text: &str) {
+        match self {
+            Self::Json => say(&json!({ "event": "note", "text": text }).to_string()),
+            Self::Bars(bars, _) => drop(bars.println(text)),
+            Self::Lines(_) => say(text),
+        }
+    }
+
+    pub(super) fn progress(&self, snapshot: &Snapshot) {
+        let all = || {
+            let disks = snapshot.disks.iter().map(|(name, moved)| (format!("disk {name}"), *moved));
+            disks.chain([("memory".to_owned(), snapshot.memory)])
+        };
+        match self {
+            Self::Json => {
+                let moved = |moved: &Moved| json!({ "done": moved.done, "total": moved.total });
+                let disks = snapshot.disks.iter().map(|(name, disk)| (name.clone(), moved(disk)));
+                let disks: serde_json::Map<String, Value> = disks.collect();
+                say(&json!({ "event": "progress", "disks": disks, "memory": moved(&snapshot.memory) }).to_string());
+            }
+            Self::Bars(bars, shown) => all().filter(|(_, moved)| moved.total > 0).for_each(|(name, moved)| {
+                let mut shown = shown.lock();
+                let bar = shown.entry(name.clone()).or_insert_with(|| bars.add(bar(&name)));
+                bar.set_length(moved.total);
+                bar.set_position(moved.done);
+            }),
+            Self::Lines(last) => {
+                let mut last = last.lock();
+                if last.elapsed() >= LINES {
+                    *last = Instant::now();
+                    let part = |(name, moved): (String, Moved)| format!("{name} {}", percent(moved));
+                    say(&all().map(part).collect::<Vec<_>>().join(", "));
+                }
+            }
+        }
+    }
+
+    pub(super) fn done(&self, text: &str, figures: Value) {
+        match self {
+            Self::Json => say(&json!({ "event": "done", "text": text, "figures": figures }).to_string()),
+            Self::Bars(_, shown) => {
+                shown.lock().values().for_each(ProgressBar::abandon);
+                say(text);
+            }
+            Self::Lines(_) => say(text),
+        }
+    }
+}
+
+fn percent(moved: Moved) -> String {
+    match moved.total {
+        0 => "not begun".into(),
+        total => format!("{} %", u128::from(moved.done) * 100 / u128::from(total)),
+    }
+}
+
+fn bar(name: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix:12} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}");
+    let bar = ProgressBar::new(0).with_prefix(name.to_owned());
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Nobody may read it: no reason to stop.
+fn say(line: &str) {
+    let mut stdout = io::stdout();
+    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_found_in_what_virsh_says_and_the_rest_is_passed_over() {
+        let said = "operation: 5\nmemory_total: 134\nnothing\nerror: words\ncur=9";
+        assert_eq!(pairs(said, ':'), BTreeMap::from([("operation".into(), 5), ("memory_total".into(), 134)]));
+        assert_eq!(pairs("type=Copy\ncur=9\nend=10", '='), BTreeMap::from([("cur".into(), 9), ("end".into(), 10)]));
+    }
+}

@@ -1,0 +1,188 @@
+//! A migration from its checks to its end.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::args::MigrateArgs;
+use super::checks::List;
+use super::domain::Domain;
+use super::names::Part;
+use super::outcome::{Failure, Guest};
+use super::progress::{Monitor, Said, pairs};
+use super::tunnel::Tunnel;
+use super::virsh::{Asked, Virsh, VirshError};
+
+/// How often the migration is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How long libvirt has to notice that the connection to the destination is gone.
+const NOTICE: Duration = Duration::from_secs(30);
+
+pub(crate) fn run(args: &MigrateArgs) -> Result<(), Failure> {
+    let source = Virsh::new(args.connect.clone());
+    let said = Said::new(args.json);
+    let mut list = List::new(&said);
+    let Some(domain) = list.source(&source, args).filter(|_| list.failed() == 0) else {
+        return Err(Failure::Checks(list.failed()));
+    };
+    let mut tunnel = Tunnel::open(args)?;
+    list.destination(&source, &tunnel, &domain, args);
+    let result = match (list.failed(), args.dry_run) {
+        (0, true) => {
+            said.note("nothing speaks against the migration; it was not begun");
+            Ok(())
+        }
+        (0, false) => migrate(&source, &mut tunnel, &domain, args, &said),
+        (failed, _) => Err(Failure::Checks(failed)),
+    };
+    tunnel.close();
+    result
+}
+
+fn migrate(
+    source: &Virsh,
+    tunnel: &mut Tunnel,
+    domain: &Domain,
+    args: &MigrateArgs,
+    said: &Said,
+) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let words = words(tunnel, domain, args);
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let mut asked = source.start(&words).map_err(|error| Failure::Local(error.to_string()))?;
+    let disks = domain.disks.iter().map(|disk| disk.target.clone()).collect();
+    let monitor = Monitor::start(source.clone(), domain.name.clone(), disks);
+    let monitor = monitor.map_err(|error| Failure::Local(error.to_string()))?;
+    let mut cancelling = Cancelling::default();
+    let answer = watch(source, tunnel, domain, said, &monitor, &mut asked, &mut cancelling)?;
+    let snapshot = monitor.latest();
+    drop(monitor);
+    let why = match answer {
+        Ok(_) => {
+            if cancelling.is_asked {
+                said.note("it was too late to cancel: the guest had moved");
+            }
+            let name = args.libvirt.value("dname").unwrap_or(&domain.name);
+            summary(
+                &tunnel.virsh(),
+                name,
+                begun.elapsed(),
+                snapshot.disks.iter().map(|(_, moved)| moved.total).sum(),
+                said,
+            );
+            return Ok(());
+        }
+        Err(error) => error.to_string(),
+    };
+    let guest = guest(source, &domain.name);
+    Err(match tunnel.lost() {
+        _ if cancelling.is_asked => Failure::Cancelled(guest),
+        Some(lost) => Failure::Lost { why: lost.to_owned(), guest },
+        None => Failure::Libvirt { why, guest },
+    })
+}
+
+/// What virsh is asked.
+fn words(tunnel: &Tunnel, domain: &Domain, args: &MigrateArgs) -> Vec<String> {
+    let mut words = vec!["migrate".to_owned(), "--domain".to_owned(), domain.name.clone()];
+    words.extend(["--desturi".into(), tunnel.uri()]);
+    for (option, part) in [("--migrateuri", Part::Memory), ("--disks-uri", Part::Disks)] {
+        words.extend([option.into(), format!("unix://{}", tunnel.socket(part).display())]);
+    }
+    if !args.not_live {
+        words.push("--live".into());
+    }
+    if !args.libvirt.has("copy-storage-inc") {
+        words.push("--copy-storage-all".into());
+    }
+    words.extend(args.libvirt.words().map(String::from));
+    words
+}
+
+/// Whether the operator wants it to end, and whether libvirt knows.
+#[derive(Debug, Default)]
+struct Cancelling {
+    is_asked: bool,
+    is_told: bool,
+}
+
+/// Until virsh has ended.
+fn watch(
+    source: &Virsh,
+    tunnel: &mut Tunnel,
+    domain: &Domain,
+    said: &Said,
+    monitor: &Monitor,
+    asked: &mut Asked,
+    cancelling: &mut Cancelling,
+) -> Result<Result<String, VirshError>, Failure> {
+    let mut lost_since = None;
+    let mut shown = None;
+    loop {
+        if tunnel.wait(LOOK) && !cancelling.is_asked {
+            match is_postcopy(source, &domain.name) {
+                true => said.note(
+                    "the guest runs at the destination and its memory follows: it cannot be cancelled any more, and goes on",
+                ),
+                false => {
+                    said.note("cancelling");
+                    cancelling.is_asked = true;
+                }
+            }
+        }
+        if let Some(answer) = asked.answer().map_err(|error| Failure::Local(error.to_string()))? {
+            return Ok(answer);
+        }
+        if tunnel.lost().is_some() {
+            let since = *lost_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= NOTICE && !cancelling.is_told {
+                cancelling.is_told = source.ask(&["domjobabort", &domain.name]).is_ok();
+            }
+        }
+        if cancelling.is_asked && !cancelling.is_told {
+            // There may be no job yet, or for a moment none that can be ended.
+            cancelling.is_told = source.ask(&["domjobabort", &domain.name]).is_ok();
+        }
+        let snapshot = monitor.latest();
+        if shown.as_ref() != Some(&snapshot) {
+            said.progress(&snapshot);
+            shown = Some(snapshot);
+        }
+    }
+}
+
+fn is_postcopy(source: &Virsh, domain: &str) -> bool {
+    source.ask(&["domstate", domain, "--reason"]).is_ok_and(|state| state.contains("post-copy"))
+}
+
+/// Where the guest is, when it has not moved.
+fn guest(source: &Virsh, domain: &str) -> Guest {
+    match source.ask(&["domstate", domain]) {
+        Ok(state) if matches!(&*state, "running" | "paused" | "idle" | "pmsuspended") => Guest::Here(state),
+        Ok(state) => Guest::Unknown(format!("it is {state} at the source")),
+        Err(error) => Guest::Unknown(error.to_string()),
+    }
+}
+
+/// What libvirt counted, at the end.
+fn summary(destination: &Virsh, domain: &str, time: Duration, disks: u64, said: &Said) {
+    let job = destination.ask(&["domjobinfo", domain, "--completed", "--rawstats"]);
+    let job = job.map(|said| pairs(&said, ':')).unwrap_or_default();
+    let memory = job.get("memory_processed").copied().unwrap_or(0);
+    let bytes = disks + memory;
+    let rate = bytes as f64 / time.as_secs_f64() / f64::from(1 << 20);
+    let downtime = job.get("downtime").map_or_else(String::new, |downtime| format!(", stood still for {downtime} ms"));
+    let text = format!(
+        "`{domain}` runs at the destination: {} MiB in {:.1} s, {rate:.1} MiB/s{downtime}",
+        bytes >> 20,
+        time.as_secs_f64()
+    );
+    let figures = json!({
+        "seconds": time.as_secs_f64(),
+        "disk_bytes": disks,
+        "memory_bytes": memory,
+        "downtime_ms": job.get("downtime"),
+    });
+    said.done(&text, figures);
+}

@@ -1,0 +1,229 @@
+//! The one connection to the destination, and this migration's sockets at the source.
+
+use std::fs;
+use std::io::{self, IoSlice};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+use uuid::Uuid;
+use virbistream::io::{Address, Handler, Identity, Permissions, Report, SessionKey, SessionOptions};
+use virbistream::proto::{Side, StreamError};
+use virbistream::wire::{Open, kind};
+
+use super::args::MigrateArgs;
+use super::directory::{Base, Directory};
+use super::names::{Name, Part};
+use super::outcome::Failure;
+use super::virsh::Virsh;
+use crate::running::{Error, News, Running, bind};
+
+/// How long connecting, and each answer of the destination's, may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The most that the destination says of a directory, in bytes.
+const GREETING_MAX: usize = 8 * 1024;
+
+/// Others than the sockets' owner see that there is a migration.
+const MODE: u32 = 0o711;
+
+pub(super) struct Tunnel {
+    running: Running,
+    session: SessionKey,
+    path: PathBuf,
+    _directory: Directory,
+    /// What the session is, in words.
+    pub(super) secured: Option<String>,
+    pub(super) version: u32,
+    /// How far the destination's clock is ahead of ours, in seconds.
+    pub(super) clock: i64,
+    lost: Option<String>,
+}
+
+impl Tunnel {
+    /// Connects, and has the directory made at both ends.
+    pub(super) fn open(args: &MigrateArgs) -> Result<Self, Failure> {
+        let running = Running::start(log::Level::Info, NonZeroUsize::MIN)?;
+        let (session, version, secured) = connect(&running, args)?;
+        let migration = Uuid::new_v4();
+        let base = own_base(&args.base).map_err(|error| local(&args.base, &error))?;
+        let greeting = greet(&running, session, migration)?;
+        let (path, clock) = understood(&greeting, &args.base, migration)?;
+        let directory = base.make(migration, Permissions::default(), MODE).map_err(|error| local(&path, &error))?;
+        for (part, priority, kind) in
+            [(Part::Libvirt, 0, kind::CONTROL), (Part::Memory, 1, kind::MEMORY), (Part::Disks, 2, kind::DISK)]
+        {
+            let listener = bind(&Address::Unix(path.join(part.socket())), args.sockets.permissions(), None)?;
+            let open = Open { target: Name { migration, part }.to_string(), kind, priority, ..Open::default() };
+            let forward = running.handle().forward(listener, open);
+            running.handle().route(forward, Some(session));
+        }
+        Ok(Self { running, session, path, _directory: directory, secured, version, clock, lost: None })
+    }
+
+    pub(super) fn socket(&self, part: Part) -> PathBuf {
+        self.path.join(part.socket())
+    }
+
+    /// The destination's libvirtd, as every libvirt here reaches it.
+    pub(super) fn uri(&self) -> String {
+        format!("qemu+unix:///system?socket={}", self.socket(Part::Libvirt).display())
+    }
+
+    pub(super) fn virsh(&self) -> Virsh {
+        Virsh::new(Some(self.uri()))
+    }
+
+    /// Waits for the operator's signal, for so long; true when it came.
+    pub(super) fn wait(&mut self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        loop {
+            match self.running.next(Some(until)) {
+                News::Signal => return true,
+                News::Nothing => return false,
+                News::Report(Report::SessionEnded { session, cause }) if session == self.session => {
+                    self.lost = Some(cause.map_or_else(|cause| cause.to_string(), |()| "the peer closed it".into()));
+                }
+                News::Ended(ended) => {
+                    self.lost.get_or_insert(ended.map_or_else(|error| error.to_string(), |()| "it has ended".into()));
+                    return false;
+                }
+                News::Report(_) | News::Connected(_) | News::Hangup => {}
+            }
+        }
+    }
+
+    /// Why the session is over, if it is.
+    pub(super) fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
+    }
+
+    /// Ends the session, once what its streams still carry has passed; the sockets and directories go with it.
+    pub(super) fn close(self) {
+        if let Err(error) = self.running.drain(PATIENCE) {
+            log::info!("the connection to the destination: {error}");
+        }
+    }
+}
+
+fn local(path: &Path, error: &io::Error) -> Failure {
+    Failure::Local(format!("the directory {}: {error}", path.display()))
+}
+
+/// Made on the way, if it is not there.
+fn own_base(path: &Path) -> io::Result<Base> {
+    fs::DirBuilder::new().recursive(true).mode(MODE).create(path)?;
+    Base::open(path)
+}
+
+fn connect(running: &Running, args: &MigrateArgs) -> Result<(SessionKey, u32, Option<String>), Failure> {
+    let peer = args.desturi.address.clone();
+    let tls = args.desturi.tls().map_err(|error| Failure::Local(error.to_string()))?;
+    running.connect(&peer, tls, PATIENCE);
+    let mut session = None;
+    let (mut legacy, mut secured) = (None, None);
+    loop {
+        match running.next(None) {
+            News::Connected(Ok(socket)) => {
+                session = Some(running.handle().attach(socket, Side::Connecting, SessionOptions::default()));
+            }
+            News::Connected(Err(source)) => return Err(Error::Connect { peer, source }.into()),
+            News::Report(Report::LinkSecured { version, identity, .. }) => {
+                let who = match identity {
+                    Identity::Certificate { .. } => format!("{version} with {identity}"),
+                    _ => version.to_string(),
+                };
+                secured = Some(who);
+            }
+            News::Report(Report::Established { session, version, .. }) => return Ok((session, version, secured)),
+            News::Report(Report::Legacy { error, .. }) => legacy = Some(error.to_string()),
+            News::Report(Report::SessionEnded { session: which, cause }) if Some(which) == session => {
+                return Err(match (legacy, cause) {
+                    (Some(answer), _) => Error::Legacy { peer, answer },
+                    (None, Ok(())) => Error::SessionEnded { peer, cause: "the peer closed it".into() },
+                    (None, Err(cause)) => Error::SessionEnded { peer, cause: cause.to_string() },
+                }
+                .into());
+            }
+            News::Signal => return Err(Failure::Local("it was ended before anything had begun".into())),
+            News::Ended(ended) => {
+                return Err(ended.err().map_or(Failure::Local("the event loop ended".into()), Failure::from));
+            }
+            News::Report(_) | News::Hangup | News::Nothing => {}
+        }
+    }
+}
+
+/// Asks for the directory at the destination, and gives what is said of it.
+fn greet(running: &Running, session: SessionKey, migration: Uuid) -> Result<String, Failure> {
+    let (tell, told) = mpsc::channel();
+    let target = Name { migration, part: Part::Directory }.to_string();
+    let open = Open { target, kind: kind::CONTROL, priority: 0, ..Open::default() };
+    running.handle().open(session, open, Box::new(Greeting { tell, line: Vec::new() }));
+    match first(&told) {
+        Ok(Ok(line)) => Ok(line),
+        Ok(Err(cause)) => Err(Failure::Destination(format!("the destination takes no migration from us: {cause}"))),
+        Err(_) => Err(Failure::Destination("the destination says nothing of a directory for the migration".into())),
+    }
+}
+
+fn first(told: &Receiver<Result<String, String>>) -> Result<Result<String, String>, RecvTimeoutError> {
+    told.recv_timeout(PATIENCE)
+}
+
+/// The stream that holds the destination's directory: it says one line, and stays.
+struct Greeting {
+    tell: Sender<Result<String, String>>,
+    line: Vec<u8>,
+}
+
+impl Handler for Greeting {
+    fn read(&mut self, _buf: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn write(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let taken: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if self.line.len() + taken > GREETING_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it says too much"));
+        }
+        bufs.iter().for_each(|buf| self.line.extend_from_slice(buf));
+        if self.line.ends_with(b"\n") {
+            let _ = self.tell.send(Ok(String::from_utf8_lossy(&self.line).into_owned()));
+        }
+        Ok(taken)
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reset(&mut self, cause: &StreamError) {
+        let _ = self.tell.send(Err(cause.to_string()));
+    }
+}
+
+/// Where the directory is, and how far that host's clock is ahead of ours.
+///
+/// libvirt opens each socket by the same path at both hosts: it has to be one below our own base, too.
+fn understood(greeting: &str, base: &Path, migration: Uuid) -> Result<(PathBuf, i64), Failure> {
+    let said: Value = serde_json::from_str(greeting).unwrap_or_default();
+    let path = said.get("path").and_then(Value::as_str).map(PathBuf::from);
+    let time = said.get("time").and_then(Value::as_i64);
+    let (Some(path), Some(time)) = (path, time) else {
+        return Err(Failure::Destination("what the destination says of its directory is not understood".into()));
+    };
+    let ours = base.join(migration.to_string());
+    if path != ours {
+        let theirs = path.parent().unwrap_or(&path).display();
+        return Err(Failure::Destination(format!(
+            "the destination makes directories of migrations in {theirs}, we in {}: both must have the same; see --base",
+            base.display()
+        )));
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok((ours, time - now.as_secs() as i64))
+}
