@@ -184,3 +184,51 @@ fn blocks_say_where_they_are_for() {
     let step = |words: &[&'static str], text: &str| Step { words: words.to_vec(), text: text.into() };
     assert_eq!(found, [step(&["sh", "both"], "x\n\ny\n"), step(&["toml", "destination", "/a"], "")]);
 }
+
+/// The system's own words, which the tool passes on; and what stands for a name.
+const OTHERS: [&str; 8] = [
+    "Address already in use",
+    "Connection refused",
+    "timed out",
+    "failed to lookup address information",
+    "No such file or directory",
+    "Permission denied",
+    "serve.toml:LINE",
+    "NAME",
+];
+
+/// All text of the tool and the library, in one line.
+fn sources() -> String {
+    let mut text = String::new();
+    let mut directories =
+        vec![concat!(env!("CARGO_MANIFEST_DIR"), "/src").into(), concat!(env!("CARGO_MANIFEST_DIR"), "/../src").into()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir::<std::path::PathBuf>(directory).expect("a directory of sources") {
+            let path = entry.expect("an entry").path();
+            match path.is_dir() {
+                true => directories.push(path),
+                false => text += &fs::read_to_string(path).expect("a source"),
+            }
+        }
+    }
+    text
+}
+
+/// What somebody searches for is what is printed: its fixed parts stand in the sources.
+#[test]
+fn the_sentences_that_the_guide_explains_are_those_of_the_tool() {
+    let sources = sources();
+    let (_, failures) = GUIDE.split_once("## When it fails").expect("a chapter on failures");
+    let (ours, _) = failures.split_once("**virsh fails**").expect("what virsh says is libvirt's");
+    let rows = ours.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| what is said"));
+    let said = rows.flat_map(|row| row.split(" | ").next().expect("a first column").split('`').skip(1).step_by(2));
+    let mut compared = 0;
+    for sentence in said {
+        let fixed = OTHERS.iter().fold(sentence.to_owned(), |sentence, other| sentence.replace(other, "…"));
+        for part in fixed.split('…').map(|part| part.trim_matches([' ', ':', ','])).filter(|part| !part.is_empty()) {
+            assert!(sources.contains(part), "`{part}`, of `{sentence}`, is said nowhere");
+            compared += 1;
+        }
+    }
+    assert!(compared > 30, "{compared} parts of sentences were compared");
+}
