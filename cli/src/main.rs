@@ -8,6 +8,7 @@ mod demo;
 mod forward;
 mod generate;
 mod help;
+mod inherited;
 mod link;
 mod listen;
 mod notify;
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 use env_logger::Target;
 
 use args::{Cli, Command};
-use listen::Inherited;
+use inherited::Inherited;
 use stderr::Stderr;
 
 fn main() -> ExitCode {

@@ -8,7 +8,8 @@ use virbistream::io::{Address, LinkLimits, Listener, Permissions, SessionOptions
 use crate::args::ServeArgs;
 use crate::config::{Mistake, Settings, is_open, open, threads};
 use crate::control::Control;
-use crate::listen::{Inherited, Kind, Listen};
+use crate::inherited::Inherited;
+use crate::listen::{Kind, Listen};
 use crate::notify;
 use crate::pki::Pki;
 use crate::policy::{Offered, Policy, Rights, Rule, Tickets, Who, glob};
