@@ -361,22 +361,81 @@ fn a_peer_that_reads_nothing_is_given_up_whatever_it_sends() {
 }
 
 #[test]
-fn a_flood_of_pings_ends_its_session_and_no_other() {
-    let mut far = Node::start();
-    let address = far.listen(SessionOptions::default());
+fn a_flood_of_what_changes_nothing_ends_its_session_and_no_other() {
+    let message = |procedure, body: &dyn Fn(Procedure) -> Vec<u8>| (format!("{procedure:?}"), body(procedure));
+    let ping = |procedure| packet(procedure, PacketType::Message, 0, Status::Ok, &Ping { token: 1 });
+    let credit = |stream| {
+        packet(Procedure::Credit, PacketType::Message, 0, Status::Ok, &Credit { stream, consumed: 0, limit: 0 })
+    };
+    let stop = |stream| packet(Procedure::Stop, PacketType::Message, 0, Status::Ok, &Stop { stream });
+    let (mut far, address) = far();
+    let mut other = Raw::connect(&address);
+    let _ = far.link_accepted();
+    other.hello();
+    for (what, one) in [
+        message(Procedure::Ping, &ping),
+        message(Procedure::Pong, &ping),
+        ("CREDIT that raises nothing".into(), credit(3)),
+        ("CREDIT for a stream that is over".into(), credit(1)),
+        ("STOP said again".into(), stop(3)),
+        ("STOP for a stream that is over".into(), stop(1)),
+    ] {
+        let mut peer = Raw::connect(&address);
+        let key = far.link_accepted();
+        peer.hello();
+        peer.open(1, "it", 0);
+        let _: OpenReply = peer.expect(Procedure::Open, PacketType::Reply, 1, Status::Ok);
+        peer.send(Procedure::Data, PacketType::Stream, 1, Status::Error, &RemoteError::new(1, 1, "over"));
+        peer.open(3, "it", 0);
+        let _: OpenReply = peer.expect(Procedure::Open, PacketType::Reply, 3, Status::Ok);
+        let flood = one.repeat(10_000);
+        let mut writer = peer.stream.try_clone().unwrap();
+        let saying = thread::spawn(move || while writer.write_all(&flood).is_ok() {});
+        match far.session_ended(key) {
+            Err(SessionError::PeerMisbehaved { rule, .. }) => assert_eq!(rule, Rule::Flood, "{what}"),
+            ended => panic!("{what}: {ended:?}"),
+        }
+        saying.join().unwrap();
+        other.ping();
+    }
+}
+
+#[test]
+fn streams_that_are_opened_and_reset_in_turn_are_soon_refused_and_no_other_session_waits() {
+    let (mut far, address) = far();
     let mut other = Raw::connect(&address);
     let _ = far.link_accepted();
     other.hello();
     let mut peer = Raw::connect(&address);
-    let key = far.link_accepted();
+    let _ = far.link_accepted();
     peer.hello();
-    let pings = packet(Procedure::Ping, PacketType::Message, 0, Status::Ok, &virbistream::wire::Ping { token: 1 });
-    let flood = pings.repeat(10_000);
-    let mut writer = peer.stream.try_clone().unwrap();
-    let saying = thread::spawn(move || while writer.write_all(&flood).is_ok() {});
-    let Err(SessionError::PeerMisbehaved { rule, .. }) = far.session_ended(key) else { panic!() };
-    assert_eq!(rule, Rule::Flood);
-    saying.join().unwrap();
+    let mut reader = peer.stream.try_clone().unwrap();
+    let writing = thread::spawn(move || {
+        for n in 0..60_000 {
+            peer.open(2 * n + 1, "it", 0);
+            peer.send(Procedure::Data, PacketType::Stream, 2 * n + 1, Status::Error, &RemoteError::new(1, 1, "over"));
+        }
+        peer
+    });
+    let refused = std::iter::repeat_with(|| {
+        let mut head = [0; HEADER_LEN];
+        reader.read_exact(&mut head).expect("a packet in time");
+        let (length, header) = Header::decode(&head);
+        let mut payload = vec![0; length as usize - HEADER_LEN];
+        reader.read_exact(&mut payload).expect("a whole packet in time");
+        (header, payload)
+    });
+    let code = refused
+        .filter(|(header, _)| {
+            header.packet_status() == Some(Status::Error) && header.packet_type() == Some(PacketType::Reply)
+        })
+        .map(|(_, payload)| virbistream::wire::decode_body::<RemoteError>(&payload).unwrap().code)
+        .next();
+    assert_eq!(code, Some(codes::RESOURCE_BUSY));
+    other.ping();
+    thread::spawn(move || while matches!(reader.read(&mut [0; 65_536]), Ok(1..)) {});
+    let peer = writing.join().unwrap();
+    peer.shut();
     other.ping();
 }
 

@@ -41,7 +41,7 @@ fn wait_for(what: &str, handle: &Handle, sessions: usize, half_open: usize) {
 #[test]
 fn links_beyond_the_limit_are_closed_at_once_and_there_is_room_again_when_one_has_ended() {
     let mut node = Node::start();
-    node.handle.limit_links(LinkLimits { sessions: 2, half_open: 10 });
+    node.handle.limit_links(LinkLimits { sessions: 2, half_open: 10, ..LinkLimits::default() });
     let address = node.listen(SessionOptions::default());
     let mut first = Raw::connect(&address);
     let mut second = Raw::connect(&address);
@@ -61,7 +61,7 @@ fn links_beyond_the_limit_are_closed_at_once_and_there_is_room_again_when_one_ha
 #[test]
 fn links_that_say_nothing_take_no_places_of_those_that_speak() {
     let node = Node::start();
-    node.handle.limit_links(LinkLimits { sessions: 2, half_open: 3 });
+    node.handle.limit_links(LinkLimits { sessions: 2, half_open: 3, ..LinkLimits::default() });
     let address = node.listen(SessionOptions::default());
     let mut speaking = Raw::connect(&address);
     speaking.hello();
@@ -75,11 +75,26 @@ fn links_that_say_nothing_take_no_places_of_those_that_speak() {
 }
 
 #[test]
+fn one_address_keeps_no_other_out() {
+    let node = Node::start();
+    node.handle.limit_links(LinkLimits { half_open_each: 2, ..LinkLimits::default() });
+    let address = node.listen(SessionOptions::default());
+    let _silent: Vec<_> = (0..2).map(|_| connect(&address).unwrap()).collect();
+    wait_for("two silent links", &node.handle, 0, 2);
+    assert!(is_refused(connect(&address)));
+    let Address::Tcp { port, .. } = &address else { panic!("{address} is not TCP") };
+    let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    other.bind(&std::net::SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
+    other.connect(&std::net::SocketAddr::from(([127, 0, 0, 1], *port)).into()).unwrap();
+    wait_for("a link from elsewhere", &node.handle, 0, 3);
+}
+
+#[test]
 fn a_thousand_half_open_links_hold_up_no_stream() {
     let (mut near, mut far) = (Node::start(), Node::start());
-    far.handle.limit_links(LinkLimits { sessions: 10, half_open: 200 });
+    far.handle.limit_links(LinkLimits { sessions: 10, half_open: 1000, half_open_each: 1000 });
     let mut options = SessionOptions::default();
-    options.config.hello_timeout = Some(Duration::from_millis(200));
+    options.config.hello_timeout = None;
     options.targets = std::sync::Arc::new(Offer(|_: &Request<'_>| Decision::Accept(Custom::new().0.boxed())));
     let address = far.listen(options);
     let socket = virbistream::io::Socket::connect(&address, PATIENCE).unwrap();
@@ -102,24 +117,21 @@ fn a_thousand_half_open_links_hold_up_no_stream() {
         begun.elapsed()
     };
     let alone = time(&mut near);
+    let _silent: Vec<_> = (0..1000).map(|_| connect(&address).unwrap()).collect();
+    wait_for("a thousand silent links", &far.handle, 1, 1000);
     let (stop, stopped) = mpsc::channel::<()>();
+    // And ever more, which there is no place for.
     let flood = std::thread::spawn(move || {
-        let mut links = Vec::new();
         let mut count = 0;
-        while count < 1000 || matches!(stopped.try_recv(), Err(mpsc::TryRecvError::Empty)) {
-            links.extend(connect(&address));
-            count += 1;
-            // More than are taken, and no more than descriptors of ours allow.
-            if links.len() == 300 {
-                links.clear();
-            }
+        while matches!(stopped.try_recv(), Err(mpsc::TryRecvError::Empty)) {
+            count += u32::from(connect(&address).is_ok());
         }
         count
     });
     let beside = time(&mut near);
     drop(stop);
-    let count = flood.join().unwrap();
-    assert!(count >= 1000 && far.handle.link_counts().refused > 0, "{count}");
-    assert!(beside < 8 * alone + Duration::from_secs(1), "{alone:?} became {beside:?} beside {count} links");
+    assert!(flood.join().unwrap() > 0);
+    assert_eq!((far.handle.link_counts().sessions, far.handle.link_counts().half_open), (1, 1000));
+    assert!(beside < 8 * alone + Duration::from_secs(1), "{alone:?} became {beside:?}");
     far.wait("a refusal", |report| matches!(report, Report::LinksRefused { .. }).then_some(()));
 }

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -61,15 +62,27 @@ impl Way {
     /// # Errors
     /// The system's; `InvalidData` when something else came out than went in.
     pub(crate) fn bulk(&self, connections: usize, bytes: usize) -> io::Result<Bulk> {
-        let start = Instant::now();
-        let ends = thread::scope(|scope| {
-            for connection in 0..connections {
-                scope.spawn(move || self.send(connection, bytes));
-            }
-            let receivers = (0..connections)
-                .map(|_| self.far.accept().map(|(stream, _)| scope.spawn(move || self.receive(stream, bytes))))
-                .collect::<io::Result<Vec<_>>>()?;
-            receivers.into_iter().map(|receiver| joined(receiver.join())).collect::<io::Result<Vec<Instant>>>()
+        let open = || -> io::Result<_> { Ok((UnixStream::connect(&self.near)?, self.far.accept()?.0)) };
+        let pairs = (0..connections).map(|_| open()).collect::<io::Result<Vec<_>>>()?;
+        // Neither connections nor threads are what is measured.
+        let ready = Barrier::new(connections + 1);
+        let (start, ends) = thread::scope(|scope| {
+            let receivers: Vec<_> = pairs
+                .into_iter()
+                .enumerate()
+                .map(|(connection, (near, far))| {
+                    let ready = &ready;
+                    scope.spawn(move || {
+                        ready.wait();
+                        self.send(near, connection, bytes)
+                    });
+                    scope.spawn(move || self.receive(far, bytes))
+                })
+                .collect();
+            ready.wait();
+            let start = Instant::now();
+            let ends = receivers.into_iter().map(|receiver| joined(receiver.join()));
+            ends.collect::<io::Result<Vec<Instant>>>().map(|ends| (start, ends))
         })?;
         let end = ends.into_iter().max().unwrap_or(start);
         Ok(Bulk { time: end - start, bytes: connections * bytes })
@@ -196,8 +209,7 @@ impl Way {
         Ok(seen)
     }
 
-    fn send(&self, connection: usize, bytes: usize) -> io::Result<()> {
-        let mut stream = UnixStream::connect(&self.near)?;
+    fn send(&self, mut stream: UnixStream, connection: usize, bytes: usize) -> io::Result<()> {
         // Each connection begins elsewhere in the noise, and says where.
         let mut at = connection * 1_048_573 % self.noise.len();
         stream.write_all(&at.to_le_bytes())?;

@@ -18,7 +18,7 @@ use crate::help;
 use crate::listen::{Kind, Listen};
 use crate::pki::Pki;
 use crate::uri::Uri;
-use crate::values::{Owner, Upstream, parse_bandwidth, parse_mode, parse_window};
+use crate::values::{Owner, Upstream, parse_bandwidth, parse_mode, parse_threads, parse_window};
 
 /// Carries many two-way streams over one connection: the disks and the memory of a live migration.
 #[derive(Debug, Parser)]
@@ -117,7 +117,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) max_sessions: usize,
     /// Threads that share the sessions; as many as the machine has cores, if this is not given
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub(crate) threads: Option<NonZeroUsize>,
     #[command(flatten)]
     pub(crate) pki: Pki,
@@ -245,6 +245,10 @@ impl ForwardArgs {
     }
 
     fn check_priorities(&self) -> Result<(), String> {
+        let names = || self.priority.iter().map(|priority| &priority.name);
+        if let Some(twice) = names().find(|name| names().filter(|other| other == name).count() > 1) {
+            return Err(format!("--priority is given twice for {twice}"));
+        }
         let is_socket = |name: &str| self.socket.iter().any(|socket| socket.name == name);
         match self.priority.iter().find(|priority| !is_socket(&priority.name)) {
             Some(priority) => Err(format!("--priority {}: no --socket has this name", priority.name)),

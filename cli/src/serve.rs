@@ -15,6 +15,9 @@ use crate::pki::Pki;
 use crate::policy::{Offered, Policy, Rights, Rule, Tickets, Who, glob};
 use crate::running::{Error, News, Running, bind, say_ready};
 
+/// Links without HELLO that any address may have.
+const HALF_OPEN_EACH: usize = 16;
+
 pub(crate) fn run(args: &ServeArgs, inherited: Inherited) -> Result<(), Error> {
     let settings = match &args.config {
         Some(path) => {
@@ -105,7 +108,11 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
     }
     running.handle().limit(settings.bandwidth);
     let most = settings.max_sessions;
-    running.handle().limit_links(LinkLimits { sessions: most, half_open: most });
+    running.handle().limit_links(LinkLimits {
+        sessions: most,
+        half_open: most,
+        half_open_each: (most / 4).max(HALF_OPEN_EACH),
+    });
     let control = settings.control.as_ref().map(|path| {
         let address = Address::Unix(path.clone());
         Control::start(path, tickets).map_err(|source| Error::Listen { address, source })

@@ -1,5 +1,6 @@
 //! What words mean, on the command line and in a configuration file.
 
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -77,6 +78,14 @@ pub(crate) fn parse_window(text: &str) -> Result<ByteSize, String> {
         true => Ok(window),
         false => Err(format!("a window has at least {DATA_MIN} bytes")),
     }
+}
+
+/// More would only take turns on the cores there are.
+pub(crate) const THREADS_MAX: u16 = 1024;
+
+pub(crate) fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.parse::<NonZeroU16>().ok().filter(|number| number.get() <= THREADS_MAX);
+    number.map(NonZeroUsize::from).ok_or_else(|| format!("a number from 1 to {THREADS_MAX}"))
 }
 
 /// With 0 nothing would ever go.

@@ -88,9 +88,11 @@ fn a_limit_that_makes_no_sense_is_refused_and_named() {
         }
     }
     assert_refused(&[&serve[..], &["--max-streams", "0"]].concat(), &["--max-streams 0"]);
-    assert_refused(&[&serve[..], &["--threads", "0"]].concat(), &["--threads"]);
+    assert_refused(&[&serve[..], &["--threads", "0"]].concat(), &["--threads", "1024"]);
+    assert_refused(&[&serve[..], &["--threads", "1025"]].concat(), &["--threads", "1024"]);
     assert_refused(&[&forward[..], &["--priority", "disk=4"]].concat(), &["disk=4", "0 to 3"]);
     assert_refused(&[&forward[..], &["--priority", "memory=1"]].concat(), &["memory", "--socket"]);
+    assert_refused(&[&forward[..], &["--priority", "disk=1", "--priority", "disk=2"]].concat(), &["twice", "disk"]);
     assert_refused(&[&serve[..], &["--target", &name]].concat(), &["255"]);
     assert_refused(&["demo", "--size", "18446744073709551615"], &["--size", "1048576"]);
     assert_refused(&["demo", "--disks", "65535"], &["--disks", "64"]);

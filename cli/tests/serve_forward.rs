@@ -369,27 +369,48 @@ fn a_second_signal_waits_no_more_for_streams() {
     setup.ends.serve.end_well(&[]);
 }
 
+#[test]
+fn a_stream_that_never_finishes_has_the_time_to_drain_and_no_more() {
+    let scratch = Scratch::new();
+    let target = accept_on(&scratch.join("far"));
+    let serve = serve(ANY_PORT, [("it", &*scratch.join("far"))]).args(["--drain", "1"]).start();
+    let (near, peer) = (scratch.join("near"), serve.ready());
+    let forward = forward(&peer, [("it", &*near)]).start();
+    forward.ready();
+    let client = connect(&near);
+    let stream = target.next();
+    serve.signal(Signal::TERM);
+    serve.finish(PATIENCE).assert_failed_saying(&["the time to drain had passed", "streams cut: 1"]);
+    assert_ends(&client);
+    assert_ends(&stream);
+    forward.finish(PATIENCE).assert_failed_saying(&["is over"]);
+}
+
 /// At either end, each for what it sends.
 #[test]
 fn bandwidth_limits_what_an_end_sends_and_not_what_it_receives() {
     let scratch = Scratch::new();
-    echo_on(&scratch.join("far.disk"));
+    let target = accept_on(&scratch.join("far.disk"));
     let serve = serve(ANY_PORT, [("disk", &*scratch.join("far.disk"))]).start();
     let near = scratch.join("near.disk");
-    let forward = forward(&serve.ready(), [("disk", &*near)]).args(["--bandwidth", "8MiB"]).start();
+    let forward = forward(&serve.ready(), [("disk", &*near)]).args(["--bandwidth", "4MiB"]).start();
     forward.ready();
-    let stream = connect(&near);
-    let bytes = Noise::new(9).bytes(8 * MIB as usize);
-    let begun = Instant::now();
-    let sending = send(&stream, &bytes);
-    let mut back = Vec::new();
-    (&stream).read_to_end(&mut back).expect("the echo");
-    sending.join().expect("no panic").expect("all is sent");
-    assert!(back == bytes);
+    let (client, stream) = (connect(&near), target.next());
+    let carry = |from: &UnixStream, to: &UnixStream, mib: u64| {
+        let bytes = Noise::new(9).bytes((mib * MIB) as usize);
+        let begun = Instant::now();
+        let sending = send(from, &bytes);
+        assert_reads(to, &bytes);
+        sending.join().expect("no panic").expect("all is sent");
+        begun.elapsed()
+    };
+    // It would take eight seconds if it were limited, too.
+    let received = carry(&stream, &client, 32);
+    assert!(received < Duration::from_secs(4), "{received:?}");
     // What goes at once is a tenth of a second's worth.
-    let took = begun.elapsed();
-    assert!((Duration::from_millis(800)..Duration::from_secs(10)).contains(&took), "{took:?}");
-    drop(stream);
+    let sent = carry(&client, &stream, 4);
+    assert!((Duration::from_millis(800)..Duration::from_secs(10)).contains(&sent), "{sent:?}");
+    drop((client, stream));
     forward.end_well(&[&near]);
     serve.end_well(&[]);
 }
@@ -400,7 +421,9 @@ fn what_has_priority_goes_first_and_leaves_a_sixteenth() {
     let [disk, memory] = ["disk", "memory"].map(|name| accept_on(&scratch.join(&format!("far.{name}"))));
     let far = ["disk", "memory"].map(|name| (name, scratch.join(&format!("far.{name}"))));
     let near = ["disk", "memory"].map(|name| (name, scratch.join(&format!("near.{name}"))));
-    let serve = serve(ANY_PORT, far.each_ref().map(|(name, path)| (*name, &**path))).start();
+    // The memory always has credit, however late a reader's turn comes on a busy machine: what it cannot use the disk gets.
+    let serve =
+        serve(ANY_PORT, far.each_ref().map(|(name, path)| (*name, &**path))).args(["--window", "16MiB"]).start();
     let forward = forward(&serve.ready(), near.each_ref().map(|(name, path)| (*name, &**path)))
         .args(["--bandwidth", "16MiB", "--priority", "memory=1"])
         .start();
@@ -426,7 +449,7 @@ fn what_has_priority_goes_first_and_leaves_a_sixteenth() {
     from_memory.read_exact(&mut vec![0; 24 * MIB as usize]).expect("bytes of memory");
     let meanwhile = disk_read.load(Ordering::Relaxed) - before;
     let sixteenth = 24 * MIB as usize / 15;
-    assert!((sixteenth / 2..sixteenth * 2).contains(&meanwhile), "{meanwhile} bytes of the disk");
+    assert!((sixteenth / 2..sixteenth * 3).contains(&meanwhile), "{meanwhile} bytes of the disk");
     forward.signal(Signal::KILL);
     serve.signal(Signal::KILL);
     drop((to_disk, to_memory, from_memory));

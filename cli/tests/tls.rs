@@ -257,8 +257,8 @@ fn forward_says_in_one_sentence_why_it_is_not_let_in_and_serve_why_it_lets_nobod
         let serve = other.as_ref().unwrap_or(&serve);
         let forward = forward(&format!("tls://{peer}"), [("disk", &*scratch.join("near"))]);
         let finished = with_pki(forward, &directory).finish(PATIENCE);
-        finished.assert_failed_saying(&["the session with tls://", ours]);
-        serve.line_on_stderr("why", |line| line.contains(theirs));
+        finished.assert_failed_saying(&["the session with tls://", "is over: the link could not be secured: ", ours]);
+        serve.line_on_stderr("why", |line| line.contains("could not be secured") && line.contains(theirs));
     }
     serve.end_well(&[]);
 }

@@ -521,7 +521,7 @@ impl Dispatcher {
     fn on_accepted(&mut self, socket: Socket, role: Role, now: Instant) {
         match role {
             Role::Links(options) => {
-                let Some(place) = Places::enter(&self.common.handle.shared.places) else {
+                let Some(place) = Places::enter(&self.common.handle.shared.places, socket.peer_ip()) else {
                     return self.refuse_link(&socket, now);
                 };
                 let key = self.common.handle.next_session();

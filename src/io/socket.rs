@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Shutdown, TcpStream, ToSocketAddrs};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -149,6 +149,14 @@ impl Socket {
     /// Who is at the other end, for people to read.
     pub fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// The address at the other end, over IP, while there is a connection.
+    pub(super) fn peer_ip(&self) -> Option<IpAddr> {
+        match &self.kind {
+            Kind::Tcp(stream) => stream.peer_addr().ok().map(|peer| peer.ip()),
+            Kind::Unix(_) => None,
+        }
     }
 
     /// Who is at the other end, as far as it can be proven now: over TLS not before the handshake is over.

@@ -35,6 +35,9 @@ pub enum SessionError {
     /// The link ended without a CLOSE: the peer's process or the network is gone.
     #[error("the link was lost: {0}")]
     LinkLost(String),
+    /// The transport's handshake, TLS say, failed or was given up: nothing of the session went over the link.
+    #[error("the link could not be secured: {0}")]
+    Handshake(String),
     /// Nothing was heard from the peer for the configured limit.
     #[error("nothing was heard from the peer for {} s", .0.as_secs())]
     Silent(Duration),

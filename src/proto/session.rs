@@ -214,6 +214,12 @@ impl Session {
         self.end(Err(SessionError::LinkLost(reason.to_owned())), None);
     }
 
+    /// The link ended, or was ended, before its transport let anything of the session through; `reason` is how.
+    pub fn handle_handshake_failed(&mut self, reason: &str) {
+        self.owed = Owed::default();
+        self.end(Err(SessionError::Handshake(reason.to_owned())), None);
+    }
+
     /// The link has taken nothing for so long, though something was to be sent: its peer does not read, whatever it sends.
     pub fn handle_unread(&mut self, waited: Duration) {
         self.owed = Owed::default();

@@ -23,8 +23,10 @@ pub(crate) enum Kind {
     SocatB,
     /// One connection for all, encrypted
     Ssh,
-    /// copy_bidirectional, a connection each
+    /// copy_bidirectional, a connection each, through 8 KiB at a time
     Tokio,
+    /// The same, through 256 KiB at a time
+    TokioB,
     /// libp2p's yamux on tokio, one connection for all streams
     Yamux,
     /// io.Copy, a connection each
@@ -39,6 +41,7 @@ impl Kind {
             Self::SocatB => "socat -b 262144",
             Self::Ssh => "ssh -L",
             Self::Tokio => "tokio",
+            Self::TokioB => "tokio 256 KiB",
             Self::Yamux => "yamux",
             Self::Go => "Go",
         }
@@ -47,7 +50,7 @@ impl Kind {
     /// Debian's package that it needs and that is not here.
     pub(crate) fn missing(self) -> Option<&'static str> {
         let needs: &[_] = match self {
-            Self::Virbistream | Self::Tokio | Self::Yamux => &[],
+            Self::Virbistream | Self::Tokio | Self::TokioB | Self::Yamux => &[],
             Self::Socat | Self::SocatB => &[("socat", "socat")],
             Self::Ssh => &[("sshd", "openssh-server"), ("ssh", "openssh-client"), ("ssh-keygen", "openssh-client")],
             Self::Go => &[("go", "golang-go")],
@@ -68,6 +71,7 @@ impl Kind {
             Self::SocatB => socat(&["-b", "262144"], &near, &far),
             Self::Ssh => ssh(&folder, &near, &far),
             Self::Tokio => relay(&env::current_exe()?, "tokio-near", "tokio-far", &near, &far),
+            Self::TokioB => relay(&env::current_exe()?, "tokio-b-near", "tokio-b-far", &near, &far),
             Self::Yamux => relay(&env::current_exe()?, "yamux-near", "yamux-far", &near, &far),
             Self::Go => go(&folder, &near, &far),
         }?;

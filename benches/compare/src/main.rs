@@ -90,8 +90,11 @@ fn compare(options: &Options) -> Result<(), Box<dyn Error>> {
         }
     }
     let start = Instant::now();
-    for _ in 0..rounds {
-        for contender in &mut contenders {
+    for round in 0..rounds as usize {
+        // Nobody always comes behind the same one.
+        for turn in 0..contenders.len() {
+            let next = (round + turn) % contenders.len();
+            let contender = &mut contenders[next];
             contender.round(plan).map_err(|error| format!("{}: {error}", contender.kind.name()))?;
         }
     }

@@ -7,11 +7,16 @@ use std::path::PathBuf;
 use std::task::Poll;
 
 use clap::Subcommand;
-use tokio::io::{AsyncWriteExt, copy_bidirectional, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Runtime;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Connection, ConnectionError, Mode, Stream};
+
+/// Tokio's own.
+const TOKIO_BUFFER: usize = 8 * 1024;
+
+const LARGE_BUFFER: usize = 256 * 1024;
 
 /// What a frame of yamux carries at most; with tokio's own 8 KiB it would be half of that.
 const YAMUX_BUFFER: usize = 16 * 1024;
@@ -24,6 +29,10 @@ pub(crate) enum Relay {
     #[command(hide = true)]
     TokioFar { socket: PathBuf },
     #[command(hide = true)]
+    TokioBNear { socket: PathBuf, peer: SocketAddr },
+    #[command(hide = true)]
+    TokioBFar { socket: PathBuf },
+    #[command(hide = true)]
     YamuxNear { socket: PathBuf, peer: SocketAddr },
     #[command(hide = true)]
     YamuxFar { socket: PathBuf },
@@ -35,8 +44,10 @@ impl Relay {
         // Its loop too runs on a worker, where waking a stream's task costs less than from this thread.
         let end = Runtime::new()?.block_on(async {
             match self {
-                Self::TokioNear { socket, peer } => tokio::spawn(tokio_near(socket, peer)),
-                Self::TokioFar { socket } => tokio::spawn(tokio_far(socket)),
+                Self::TokioNear { socket, peer } => tokio::spawn(tokio_near(socket, peer, TOKIO_BUFFER)),
+                Self::TokioFar { socket } => tokio::spawn(tokio_far(socket, TOKIO_BUFFER)),
+                Self::TokioBNear { socket, peer } => tokio::spawn(tokio_near(socket, peer, LARGE_BUFFER)),
+                Self::TokioBFar { socket } => tokio::spawn(tokio_far(socket, LARGE_BUFFER)),
                 Self::YamuxNear { socket, peer } => tokio::spawn(yamux_near(socket, peer)),
                 Self::YamuxFar { socket } => tokio::spawn(yamux_far(socket)),
             }
@@ -46,18 +57,18 @@ impl Relay {
     }
 }
 
-async fn tokio_near(socket: PathBuf, peer: SocketAddr) -> io::Result<()> {
+async fn tokio_near(socket: PathBuf, peer: SocketAddr, buffer: usize) -> io::Result<()> {
     let listener = listen_unix(socket)?;
     loop {
         let (mut unix, _) = listener.accept().await?;
         tokio::spawn(async move {
             let mut tcp = connect(peer).await?;
-            copy_bidirectional(&mut unix, &mut tcp).await
+            copy_bidirectional_with_sizes(&mut unix, &mut tcp, buffer, buffer).await
         });
     }
 }
 
-async fn tokio_far(socket: PathBuf) -> io::Result<()> {
+async fn tokio_far(socket: PathBuf, buffer: usize) -> io::Result<()> {
     let listener = listen_tcp().await?;
     loop {
         let (mut tcp, _) = listener.accept().await?;
@@ -65,7 +76,7 @@ async fn tokio_far(socket: PathBuf) -> io::Result<()> {
         let socket = socket.clone();
         tokio::spawn(async move {
             let mut unix = UnixStream::connect(socket).await?;
-            copy_bidirectional(&mut tcp, &mut unix).await
+            copy_bidirectional_with_sizes(&mut tcp, &mut unix, buffer, buffer).await
         });
     }
 }

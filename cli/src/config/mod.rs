@@ -16,7 +16,7 @@ use virbistream::wire::{is_valid_target, kind};
 use crate::listen::{Kind, Listen};
 use crate::pki::Pki;
 use crate::policy::{Offered, Pattern, Rights, Rule, Who, glob};
-use crate::values::{Owner, Upstream, parse_bandwidth, parse_mode, parse_window};
+use crate::values::{Owner, THREADS_MAX, Upstream, parse_bandwidth, parse_mode, parse_window};
 use table::{Source, Table};
 
 pub(crate) use table::Mistake;
@@ -69,7 +69,11 @@ impl Settings {
             libvirt: table.parsed("libvirt").map(|Upstream(path)| path),
             control: table.text("control").map(PathBuf::from),
             pki: Pki { directory: table.text("pki").map(PathBuf::from) },
-            threads: threads(table.number("threads", 1..1025).and_then(|number| NonZeroUsize::new(number as usize))),
+            threads: threads(
+                table
+                    .number("threads", 1..u64::from(THREADS_MAX) + 1)
+                    .and_then(|number| NonZeroUsize::new(number as usize)),
+            ),
             max_sessions: table.number("max_sessions", 1..1 << 32).map_or(1024, |number| number as usize),
             bandwidth: table.parsed_by("bandwidth", parse_bandwidth).map(|ByteSize(bytes)| bytes),
             drain: Duration::from_secs(table.number("drain", 0..YEAR + 1).unwrap_or(30)),
@@ -228,44 +232,8 @@ pub(crate) fn open(address: &Address) -> String {
 mod tests {
     use super::*;
 
-    const WHOLE: &str = r#"
-listen = ["unix:/run/links", "tcp://127.0.0.1:16515"]
-libvirt = "unix:/run/libvirt/libvirt-sock"
-control = "/run/control"
-socket_mode = "0660"
-window = "1MiB"
-memory = "64MiB"
-max_streams = 100
-bandwidth = "1GiB"
-drain = 5
-threads = 2
-
-[[target]]
-name = "vda"
-path = "/run/vda.sock"
-
-[[target]]
-name = "vm-*"
-below = "/"
-path = "run/*/nbd.sock"
-
-[[allow]]
-uid = 107
-targets = ["vm-*"]
-kinds = ["disk", "memory"]
-sessions = 4
-streams = 64
-bandwidth = "100MiB"
-
-[[allow]]
-local = true
-targets = ["vda"]
-libvirt = true
-
-[[allow]]
-dn = "C=GB,*"
-targets = ["*"]
-"#;
+    /// A seed of the fuzzer's, too.
+    const WHOLE: &str = include_str!("../../../fuzz/seeds/config/whole.toml");
 
     #[test]
     fn a_file_says_all_that_serve_needs() {
@@ -293,14 +261,21 @@ targets = ["*"]
         Settings::read(&file.replace("/run/virbistream/vms", "/")).unwrap();
     }
 
-    /// What no key can say makes no panic, and is never taken for a whole file.
+    /// The fuzzer's seeds; what they say is read, or has a mistake.
     #[test]
     fn a_file_cut_anywhere_or_with_any_byte_changed_is_read_or_has_a_mistake() {
-        for at in (0..WHOLE.len()).filter(|at| WHOLE.is_char_boundary(*at)) {
-            let _ = Settings::read(&WHOLE[..at]);
-            for byte in ['\0', '"', '[', '-', '9', 'ä', '\n'] {
-                let changed = format!("{}{byte}{}", &WHOLE[..at], WHOLE.get(at + 1..).unwrap_or_default());
-                assert!(Settings::read(&changed).err().is_none_or(|mistakes| !mistakes.is_empty()));
+        let seeds = [
+            WHOLE,
+            include_str!("../../../fuzz/seeds/config/tls.toml"),
+            include_str!("../../../fuzz/seeds/config/mistakes.toml"),
+        ];
+        for seed in seeds {
+            for at in (0..seed.len()).filter(|at| seed.is_char_boundary(*at)) {
+                let _ = Settings::read(&seed[..at]);
+                for byte in ['\0', '"', '[', '-', '9', 'ä', '\n'] {
+                    let changed = format!("{}{byte}{}", &seed[..at], seed.get(at + 1..).unwrap_or_default());
+                    assert!(Settings::read(&changed).err().is_none_or(|mistakes| !mistakes.is_empty()));
+                }
             }
         }
     }

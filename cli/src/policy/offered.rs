@@ -1,11 +1,10 @@
 //! The targets that the administrator offers, and the way to their sockets.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 use virbistream::io::{Decision, Request, Targets, UnixTargets};
 
 /// Characters that may stand for a `*`.
@@ -44,7 +43,7 @@ impl Targets for Offered {
 pub(crate) struct Pattern {
     /// What stands before and behind the `*` of the name.
     name: (String, String),
-    below: File,
+    below: OwnedFd,
     /// The same of the path, which begins below `below`.
     path: (String, String),
 }
@@ -62,11 +61,9 @@ impl Pattern {
             return Err("the path is one below the folder, without `.`, `..` or an empty part".into());
         }
         let (name, path) = (parts(name, "the name")?, parts(path, "the path")?);
-        let opened = File::open(below).and_then(|folder| match folder.metadata()?.is_dir() {
-            true => Ok(folder),
-            false => Err(io::ErrorKind::NotADirectory.into()),
-        });
-        let below = opened.map_err(|error| format!("{}: {error}", below.display()))?;
+        // Without DIRECTORY, opening a pipe would wait for somebody to write to it.
+        let opened = open(below, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let below = opened.map_err(|error| format!("{}: {}", below.display(), io::Error::from(error)))?;
         Ok(Self { name, below, path })
     }
 
@@ -159,5 +156,8 @@ mod tests {
             assert!(Pattern::new(name, below, path).is_err(), "{name} {path}");
         }
         assert!(Pattern::new("vm-*", &below.join("nothing"), "*/s").is_err());
+        let fifo = below.join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, Mode::RUSR).unwrap();
+        assert!(Pattern::new("vm-*", &fifo, "*/s").is_err(), "and nobody waits for its other end");
     }
 }

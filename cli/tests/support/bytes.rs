@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
@@ -83,7 +83,13 @@ pub(crate) fn allocated(path: &Path) -> u64 {
 /// The SHA-256 of a file, in hexadecimal.
 #[track_caller]
 pub(crate) fn sha256(path: &Path) -> String {
+    sha256_from(path, 0)
+}
+
+/// The same, of what comes after the first so many bytes.
+pub(crate) fn sha256_from(path: &Path, offset: u64) -> String {
     let mut file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    file.seek(SeekFrom::Start(offset)).expect("a file");
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 1 << 20];
     loop {

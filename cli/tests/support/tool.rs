@@ -126,6 +126,12 @@ impl Ends {
         });
     }
 
+    /// The processor time that both have used.
+    #[track_caller]
+    pub(crate) fn processor_time(&self) -> Duration {
+        self.serve.processor_time() + self.forward.processor_time()
+    }
+
     pub(crate) fn descriptors(&self) -> (usize, usize) {
         (self.serve.descriptors(), self.forward.descriptors())
     }

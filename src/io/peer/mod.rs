@@ -244,7 +244,6 @@ impl Peer {
 
     fn on_time(&mut self, now: Instant) {
         if let Some((_, patience)) = self.handshake.filter(|(deadline, _)| *deadline <= now) {
-            self.handshake = None;
             self.on_link_end(&format!("the TLS handshake was not over within {} s", patience.as_secs_f32()));
             return;
         }
@@ -304,7 +303,10 @@ impl Peer {
     }
 
     fn on_link_end(&mut self, reason: &str) {
-        self.session.handle_link_lost(reason);
+        match self.handshake.take() {
+            Some(_) => self.session.handle_handshake_failed(reason),
+            None => self.session.handle_link_lost(reason),
+        }
         self.phase = Phase::Gone;
     }
 
