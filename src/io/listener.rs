@@ -125,12 +125,12 @@ impl Listener {
         socket.set_nonblocking(true)?;
         socket.bind(&name)?;
         let file = SocketFile::new(path)?;
-        // Before listen, so that nobody comes in under other permissions.
-        if permissions.user.is_some() || permissions.group.is_some() {
-            chown(path, permissions.user, permissions.group)?;
-        }
+        // Before listen, so that nobody comes in under other permissions. The mode while the file is ours: CAP_CHOWN alone may not change it later.
         if let Some(mode) = permissions.mode {
             fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
+        if permissions.user.is_some() || permissions.group.is_some() {
+            chown(path, permissions.user, permissions.group)?;
         }
         socket.listen(BACKLOG)?;
         let listener = mio::net::UnixListener::from_std(UnixListener::from(socket));
