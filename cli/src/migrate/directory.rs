@@ -1,7 +1,9 @@
 //! The directory of a migration, at either end: made below a base of the administrator's, and removed with the sockets in it.
 
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,6 +13,9 @@ use rustix::fs::{
 };
 use uuid::Uuid;
 use virbistream::io::Permissions;
+
+/// Others than the owner of a directory see that it is there.
+const MODE: u32 = 0o711;
 
 /// Where directories are made.
 #[derive(Clone, Debug)]
@@ -26,11 +31,12 @@ pub(crate) struct Directory {
 }
 
 impl Base {
-    /// Opens it, and removes what is in it of owners that were killed.
+    /// Makes it where it is not there, and removes what is in it of owners that were killed.
     ///
     /// # Errors
     /// The system's.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        make_path(path)?;
         let base = open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         for entry in Dir::read_from(&base)? {
             let entry = entry?;
@@ -61,9 +67,10 @@ impl Base {
             }
             let directory = Directory { base: self.clone(), name, _lock: lock };
             let (user, group) = (permissions.user.map(Uid::from_raw), permissions.group.map(Gid::from_raw));
-            chownat(&self.0, &directory.name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
+            // In this order, it takes no right over other users' files.
             let mode = Mode::from_raw_mode(permissions.mode.unwrap_or(mode));
             chmodat(&self.0, &directory.name, mode, AtFlags::empty())?;
+            chownat(&self.0, &directory.name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
             return Ok(directory);
         }
     }
@@ -88,6 +95,18 @@ impl Drop for Directory {
         if let Err(error) = remove(&self.base.0, &self.name) {
             log::warn!("the directory of migration {} stays: {error}", self.name);
         }
+    }
+}
+
+/// Whatever the umask is: other users must come through.
+fn make_path(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(MODE)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => match path.parent().filter(|_| error.kind() == io::ErrorKind::NotFound) {
+            Some(parent) => make_path(parent).and_then(|()| make_path(path)),
+            None => Err(error),
+        },
     }
 }
 
@@ -123,8 +142,6 @@ fn remove(base: &OwnedFd, name: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
 
     use super::*;

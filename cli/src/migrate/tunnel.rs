@@ -1,9 +1,7 @@
 //! The one connection to the destination, and this migration's sockets at the source.
 
-use std::fs;
 use std::io::{self, IoSlice};
 use std::num::NonZeroUsize;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
@@ -49,7 +47,7 @@ impl Tunnel {
         let running = Running::start(log::Level::Info, NonZeroUsize::MIN)?;
         let (session, version, secured) = connect(&running, args)?;
         let migration = Uuid::new_v4();
-        let base = own_base(&args.base).map_err(|error| local(&args.base, &error))?;
+        let base = Base::open(&args.base).map_err(|error| local(&args.base, &error))?;
         let greeting = greet(&running, session, migration)?;
         let (path, clock) = understood(&greeting, &args.base, migration)?;
         let directory = base.make(migration, Permissions::default(), MODE).map_err(|error| local(&path, &error))?;
@@ -111,12 +109,6 @@ impl Tunnel {
 
 fn local(path: &Path, error: &io::Error) -> Failure {
     Failure::Local(format!("the directory {}: {error}", path.display()))
-}
-
-/// Made on the way, if it is not there.
-fn own_base(path: &Path) -> io::Result<Base> {
-    fs::DirBuilder::new().recursive(true).mode(MODE).create(path)?;
-    Base::open(path)
 }
 
 fn connect(running: &Running, args: &MigrateArgs) -> Result<(SessionKey, u32, Option<String>), Failure> {

@@ -1,0 +1,192 @@
+//! Two hosts between which a guest is moved by `virbistream migrate`, there and back.
+
+use crate::pki::{Authority, Wanted};
+use crate::support::bytes::{MIB, Noise};
+use crate::support::guest::{Guest, RING_MIB, State, assert_ring_is_whole, newest_in_ring};
+use crate::support::host::Host;
+use crate::support::process::{Process, Run};
+use crate::support::{PATIENCE, Scratch, wait_for};
+use rcgen::ExtendedKeyUsagePurpose;
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+const DISK_MIB: u64 = 64;
+
+/// What serve has at both hosts; the other may come.
+const CONFIG: &str = r#"
+listen = ["tls://[::]:16515"]
+libvirt = "unix:/run/libvirt/libvirt-sock"
+
+[migration]
+base = "/run/virbistream/migrations"
+owner = "libvirt-qemu:kvm"
+mode = "0770"
+
+[[allow]]
+dn = "*CN=source.example"
+migrate = true
+
+[[allow]]
+dn = "*CN=destination.example"
+migrate = true
+"#;
+
+pub(crate) struct Moving {
+    pub(crate) hosts: [Host; 2],
+    serving: [Process; 2],
+    _shared: Scratch,
+    _guest: Guest,
+}
+
+impl Moving {
+    /// Serve runs at both hosts, the guest `web` at the first.
+    #[track_caller]
+    pub(crate) fn start() -> Self {
+        let (shared, guest) = (Scratch::new(), Guest::build());
+        let hosts = Host::pair(&shared);
+        fs::copy(env!("CARGO_BIN_EXE_virbistream"), shared.join("virbistream")).expect("copied");
+        let authority = Authority::new("authority");
+        for (host, name) in hosts.iter().zip(["source.example", "destination.example"]) {
+            prepare(host, name, &authority, &shared, &guest);
+        }
+        let serving = hosts.each_ref().map(|host| {
+            let process = host.run("virbistream serve -v --config serve.toml").start();
+            process.ready();
+            process
+        });
+        let this = Self { hosts, serving, _shared: shared, _guest: guest };
+        this.boot();
+        this
+    }
+
+    fn boot(&self) {
+        let source = &self.hosts[0];
+        let mut rest = vec![0; ((DISK_MIB - RING_MIB) * MIB) as usize];
+        Noise::new(3).fill(&mut rest);
+        let raw = fs::File::create(source.image("web.raw")).expect("a new file");
+        raw.set_len(DISK_MIB * MIB).expect("its length");
+        raw.write_all_at(&rest, RING_MIB * MIB).expect("written");
+        source.succeed("cd /var/lib/libvirt/images && qemu-img convert -O qcow2 web.raw web.qcow2");
+        source.succeed(&format!("cat >web.xml <<'END OF FILE'\n{}\nEND OF FILE\nvirsh create web.xml", xml()));
+        self.wait_for_records(0, 20);
+    }
+
+    /// `virbistream migrate`, at a host, to the other one.
+    pub(crate) fn migrate(&self, from: usize, options: &str) -> Run {
+        let to = ["destination.example", "source.example"][from];
+        self.hosts[from].run(&format!("exec virbistream migrate web tls://{to}:16515 {options}"))
+    }
+
+    /// Waits until the guest has said there that it wrote so many records to each disk, and gives how many.
+    #[track_caller]
+    pub(crate) fn wait_for_records(&self, host: usize, at_least: i64) -> i64 {
+        wait_for("the guest to write records", 3 * PATIENCE, || {
+            let console = fs::read(self.hosts[host].image("web.console")).expect("the guest's console");
+            let console = String::from_utf8_lossy(&console).into_owned();
+            assert!(!console.contains("vbs-bad"), "the guest complains:\n{console}");
+            let state = console.lines().rev().find_map(|line| State::parse("vbs-at", line))?;
+            let last = *state.records.iter().min()?;
+            (last >= at_least).then_some(last)
+        })
+    }
+
+    /// The guest runs there, writes on, and the other host has no guest.
+    #[track_caller]
+    pub(crate) fn assert_runs_at(&self, host: usize) {
+        let left_at = newest_in_ring(&self.hosts[1 - host].image("web.raw"));
+        self.wait_for_records(host, left_at + 20);
+        assert_eq!(self.hosts[host].succeed("virsh domstate web").stdout.trim(), "running");
+        self.hosts[1 - host].run("virsh domstate web").finish(PATIENCE).assert_failed_saying(&[]);
+    }
+
+    /// Neither host has a directory of a migration left.
+    #[track_caller]
+    pub(crate) fn assert_nothing_is_left(&self) {
+        for host in &self.hosts {
+            let left = || host.succeed("ls -A /run/virbistream/migrations 2>/dev/null || true").stdout;
+            wait_for("the directories to go", PATIENCE, || left().trim().is_empty().then_some(()));
+        }
+    }
+
+    /// How many links serve has accepted at a host.
+    pub(crate) fn links(&self, host: usize) -> usize {
+        self.serving[host].stderr.count(|line| line.contains("link accepted"))
+    }
+
+    /// Ends the guest, and looks at its disks at that host.
+    #[track_caller]
+    pub(crate) fn end(self, host: usize) {
+        self.hosts[host]
+            .succeed("virsh destroy web; cd /var/lib/libvirt/images && qemu-img convert -O raw web.qcow2 copy.raw");
+        for (disk, image) in (0..).zip(["web.raw", "copy.raw"]) {
+            let image = self.hosts[host].image(image);
+            assert_ring_is_whole(&image, disk, newest_in_ring(&image));
+            assert_rest_is_whole(&image);
+        }
+        self.serving.into_iter().for_each(Host::end);
+    }
+}
+
+#[track_caller]
+fn assert_rest_is_whole(image: &Path) {
+    let mut rest = vec![0; ((DISK_MIB - RING_MIB) * MIB) as usize];
+    Noise::new(3).fill(&mut rest);
+    let found = fs::read(image).expect("the image").split_off((RING_MIB * MIB) as usize);
+    assert!(found == rest, "{} has other bytes", image.display());
+}
+
+#[track_caller]
+fn prepare(host: &Host, name: &str, authority: &Authority, shared: &Scratch, guest: &Guest) {
+    let keys: PathBuf = shared.join("pki");
+    fs::create_dir_all(&keys).expect("a directory");
+    fs::write(keys.join("cacert.pem"), authority.pem()).expect("a new file");
+    for (role, purpose) in
+        [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)]
+    {
+        authority.sign(&Wanted { common_name: name, names: &[name], purpose, ..Wanted::default() }).write(&keys, role);
+    }
+    host.succeed(&format!(
+        "install -m 755 /mnt/shared/virbistream /usr/bin/virbistream
+         install -D -m 644 /mnt/shared/pki/cacert.pem /etc/pki/CA/cacert.pem
+         for role in server client; do
+           install -D -m 644 /mnt/shared/pki/${{role}}cert.pem /etc/pki/libvirt/${{role}}cert.pem
+           install -D -m 600 /mnt/shared/pki/${{role}}key.pem /etc/pki/libvirt/private/${{role}}key.pem
+         done
+         cat >serve.toml <<'END OF FILE'\n{CONFIG}\nEND OF FILE
+         virsh pool-create-as images dir --target /var/lib/libvirt/images"
+    ));
+    fs::copy(&guest.kernel, host.image("vmlinuz")).expect("copied");
+    fs::copy(&guest.initrd, host.image("initrd")).expect("copied");
+    fs::write(host.image("web.console"), "").expect("a new file");
+    fs::set_permissions(host.image("web.console"), PermissionsExt::from_mode(0o666)).expect("a mode");
+}
+
+fn xml() -> String {
+    let disk = |kind: &str, target: &str| {
+        format!(
+            "<disk type='file' device='disk'><driver name='qemu' type='{kind}'/>
+             <source file='/var/lib/libvirt/images/web.{kind}'/><target dev='{target}' bus='virtio'/></disk>"
+        )
+    };
+    format!(
+        "<domain type='qemu'>
+        <name>web</name><memory unit='MiB'>129</memory>
+        <os>
+          <type arch='x86_64' machine='pc'>hvm</type>
+          <kernel>/var/lib/libvirt/images/vmlinuz</kernel><initrd>/var/lib/libvirt/images/initrd</initrd>
+          <cmdline>console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitigations=off nokaslr
+            vbs.disks=2 vbs.rate=50 vbs.ram=50 vbs.pages=500 vbs.life=3600</cmdline>
+        </os>
+        <devices>
+          <emulator>/usr/bin/qemu-system-x86_64</emulator>
+          {}{}
+          <controller type='usb' model='none'/>
+          <serial type='pty'><log file='/var/lib/libvirt/images/web.console' append='on'/></serial>
+          <memballoon model='none'/>
+        </devices>
+      </domain>",
+        disk("raw", "vda"),
+        disk("qcow2", "vdb")
+    )
+}
