@@ -3,12 +3,14 @@
 use std::io::{self, IoSlice};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use serde_json::Value;
 use uuid::Uuid;
-use virbistream::io::{Address, Handler, Identity, Permissions, Report, SessionKey, SessionOptions};
+use virbistream::io::{Address, Attachment, Handler, Identity, Permissions, Report, SessionKey, SessionOptions, Waker};
 use virbistream::proto::{Side, StreamError};
 use virbistream::wire::{Open, kind};
 
@@ -33,6 +35,7 @@ pub(super) struct Tunnel {
     session: SessionKey,
     path: PathBuf,
     _directory: Directory,
+    hold: Arc<Mutex<Hold>>,
     /// What the session is, in words.
     pub(super) secured: Option<String>,
     pub(super) version: u32,
@@ -48,7 +51,8 @@ impl Tunnel {
         let (session, version, secured) = connect(&running, args)?;
         let migration = Uuid::new_v4();
         let base = Base::open(&args.base).map_err(|error| local(&args.base, &error))?;
-        let greeting = greet(&running, session, migration)?;
+        let hold = Arc::default();
+        let greeting = greet(&running, session, migration, &hold)?;
         let (path, clock) = understood(&greeting, &args.base, migration)?;
         let directory = base.make(migration, Permissions::default(), MODE).map_err(|error| local(&path, &error))?;
         for (part, priority, kind) in
@@ -59,7 +63,7 @@ impl Tunnel {
             let forward = running.handle().forward(listener, open);
             running.handle().route(forward, Some(session));
         }
-        Ok(Self { running, session, path, _directory: directory, secured, version, clock, lost: None })
+        Ok(Self { running, session, path, _directory: directory, hold, secured, version, clock, lost: None })
     }
 
     pub(super) fn socket(&self, part: Part) -> PathBuf {
@@ -101,6 +105,7 @@ impl Tunnel {
 
     /// Ends the session, once what its streams still carry has passed; the sockets and directories go with it.
     pub(super) fn close(self) {
+        self.hold.lock().end();
         if let Err(error) = self.running.drain(PATIENCE) {
             log::info!("the connection to the destination: {error}");
         }
@@ -150,11 +155,11 @@ fn connect(running: &Running, args: &MigrateArgs) -> Result<(SessionKey, u32, Op
 }
 
 /// Asks for the directory at the destination, and gives what is said of it.
-fn greet(running: &Running, session: SessionKey, migration: Uuid) -> Result<String, Failure> {
+fn greet(running: &Running, session: SessionKey, migration: Uuid, hold: &Arc<Mutex<Hold>>) -> Result<String, Failure> {
     let (tell, told) = mpsc::channel();
     let target = Name { migration, part: Part::Directory }.to_string();
     let open = Open { target, kind: kind::CONTROL, priority: 0, ..Open::default() };
-    running.handle().open(session, open, Box::new(Greeting { tell, line: Vec::new() }));
+    running.handle().open(session, open, Box::new(Greeting { tell, line: Vec::new(), hold: Arc::clone(hold) }));
     match first(&told) {
         Ok(Ok(line)) => Ok(line),
         Ok(Err(cause)) => Err(Failure::Destination(format!("the destination takes no migration from us: {cause}"))),
@@ -166,15 +171,35 @@ fn first(told: &Receiver<Result<String, String>>) -> Result<Result<String, Strin
     told.recv_timeout(PATIENCE)
 }
 
-/// The stream that holds the destination's directory: it says one line, and stays.
+/// Whether the destination's directory is still wanted.
+#[derive(Debug, Default)]
+struct Hold {
+    over: bool,
+    waker: Option<Waker>,
+}
+
+impl Hold {
+    fn end(&mut self) {
+        self.over = true;
+        self.waker.iter().for_each(Waker::wake);
+    }
+}
+
+/// The stream that holds the destination's directory: the peer says one line, and it stays until we finish.
 struct Greeting {
     tell: Sender<Result<String, String>>,
     line: Vec<u8>,
+    hold: Arc<Mutex<Hold>>,
 }
 
 impl Handler for Greeting {
+    fn attach(&mut self, at: &Attachment<'_>) -> io::Result<()> {
+        self.hold.lock().waker = Some(at.waker());
+        Ok(())
+    }
+
     fn read(&mut self, _buf: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::WouldBlock.into())
+        if self.hold.lock().over { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) }
     }
 
     fn write(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
