@@ -1,5 +1,7 @@
 //! Man pages, completions, units and the Debian package: made, installed into a fresh Debian, used there, and removed.
 
+#[path = "../../tests/io_support/pki.rs"]
+mod pki;
 mod support;
 
 use std::collections::BTreeSet;
@@ -7,10 +9,12 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use pki::Authority;
 use support::echo::{assert_echoes, connect, echo_on};
-use support::process::{Finished, Run};
+use support::host::first_child;
+use support::process::{Finished, Process, Run};
 use support::tool::{forward, tool};
-use support::{PATIENCE, Scratch, need, need_root};
+use support::{PATIENCE, Scratch, need, need_root, wait_for};
 
 const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging");
 
@@ -173,11 +177,79 @@ impl Debian {
     }
 }
 
+/// A Debian in which systemd runs, with all of the unit's limits.
+struct Booted {
+    nspawn: Process,
+    _debian: Debian,
+}
+
+impl Booted {
+    #[track_caller]
+    fn new(debian: Debian) -> Self {
+        let nspawn = Run::new("systemd-nspawn", "systemd-container")
+            .args(["--boot", "--register=no", "--keep-unit", "--private-network", "--console=pipe", "--directory"])
+            .arg(debian.0.path())
+            .start();
+        let this = Self { nspawn, _debian: debian };
+        wait_for("systemd in its folder", 2 * PATIENCE, || {
+            let state = this.run("systemctl is-system-running")?.stdout;
+            matches!(state.trim(), "running" | "degraded").then_some(())
+        });
+        this
+    }
+
+    fn run(&self, script: &str) -> Option<Finished> {
+        let target = format!("--target={}", first_child(self.nspawn.pid())?.as_raw_nonzero());
+        let nsenter = Run::new("nsenter", "util-linux").named(script).arg(target);
+        let inside = nsenter.args(
+            "--mount --net --ipc --uts --pid --root --wd env PATH=/usr/sbin:/usr/bin:/sbin:/bin bash -c".split(' '),
+        );
+        Some(inside.arg(script).finish(PATIENCE))
+    }
+
+    #[track_caller]
+    fn succeed(&self, script: &str) -> String {
+        let finished = self.run(script).expect("a systemd");
+        assert!(finished.status.success(), "{finished}");
+        finished.stdout
+    }
+}
+
 fn package(directory: &Path) -> PathBuf {
     need("dpkg-shlibdeps", "dpkg-dev");
     let script = Path::new(PACKAGING).join("debian");
     let made = Run::at("packaging/debian", &script).arg(env!("CARGO_BIN_EXE_virbistream")).arg(directory);
     made.succeed(5 * PATIENCE).stdout.trim().into()
+}
+
+/// By hand: it takes rights that a container may not give.
+#[test]
+#[ignore = "boots a systemd in a folder"]
+fn systemd_starts_reloads_and_stops_the_service() {
+    let (scratch, debian) = (Scratch::new(), Debian::new());
+    fs::copy(package(scratch.path()), debian.0.join("package.deb")).expect("copied");
+    debian.succeed("dpkg -i /package.deb && sed -i 's/^dn = .*/dn = \"*\"/' /etc/virbistream/serve.toml");
+    Authority::new("authority").fill(&debian.0.join("pki"));
+    let booted = Booted::new(debian);
+    booted.succeed(
+        "install -D /pki/cacert.pem /etc/pki/CA/cacert.pem && install -D -t /etc/pki/libvirt /pki/servercert.pem && \
+         install -D -m 600 -t /etc/pki/libvirt/private /pki/serverkey.pem",
+    );
+    let status = || booted.succeed("systemctl show -P ActiveState -P StatusText virbistream.service");
+    let probe = || booted.succeed("virbistream probe 'tls://127.0.0.1:16515?pkipath=/pki'");
+    booted.succeed("systemctl enable --now virbistream.socket virbistream.service");
+    assert_eq!(status(), "listening on tls://[::]:16515\nactive\n");
+    assert!(probe().starts_with("bistream\n"));
+    assert_eq!(booted.succeed("virbistream ticket --control /run/virbistream/control --target disks").trim().len(), 64);
+    booted.succeed("systemctl reload virbistream.service || { journalctl -u virbistream | cat; exit 1; }");
+    booted.succeed("echo wrong >>/etc/virbistream/serve.toml; ! systemctl reload virbistream.service");
+    assert_eq!(status(), "listening on tls://[::]:16515\nactive\n");
+    // Whoever comes while serve is away waits, and is served.
+    booted.succeed("sed -i '$d' /etc/virbistream/serve.toml; systemctl stop virbistream.service");
+    assert!(status().ends_with("\ninactive\n"));
+    assert!(probe().starts_with("bistream\n"));
+    assert!(status().ends_with("\nactive\n"));
+    booted.succeed("dpkg --purge virbistream; ! systemctl is-active virbistream.service virbistream.socket");
 }
 
 #[test]

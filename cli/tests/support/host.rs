@@ -181,7 +181,7 @@ impl Host {
     }
 }
 
-fn first_child(parent: Pid) -> Option<Pid> {
+pub(crate) fn first_child(parent: Pid) -> Option<Pid> {
     let parent = parent.as_raw_nonzero();
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
     Pid::from_raw(children.split(' ').next()?.trim().parse().ok()?)
