@@ -6,7 +6,12 @@ mod pki;
 mod support;
 
 use moving::Moving;
-use support::{PATIENCE, alone};
+use rustix::process::Signal;
+use serde_json::Value;
+use support::bytes::MIB;
+use support::host::Host;
+use support::process::Process;
+use support::{PATIENCE, alone, wait_for};
 
 /// QEMU is another user's, to whom the sockets have to be open.
 const OWNER: &str = "--socket-owner libvirt-qemu:kvm";
@@ -23,6 +28,81 @@ fn a_guest_that_writes_goes_there_and_back_five_times_each_time_over_one_connect
         assert_eq!(finished.stderr, "", "{finished}");
         moving.assert_runs_at(to);
         assert_eq!(moving.links(to), turn.div_ceil(2), "links from one host to the other, by turn {turn}");
+        moving.assert_nothing_is_left();
+    }
+    moving.end(0);
+}
+
+/// What a migration is slow enough with to be met on its way.
+const SLOW: &str = "--socket-owner libvirt-qemu:kvm --bandwidth 5 --json";
+
+/// Where a migration is cancelled: a word of its JSON lines, or of what libvirt says at the source.
+#[derive(Clone, Copy, Debug)]
+enum Point {
+    /// A check that has just been said.
+    Check(&'static str),
+    /// The directory of its sockets is there.
+    Directory,
+    /// So many MiB of a disk have been copied.
+    Disk(&'static str, u64),
+    /// So many of the memory.
+    Memory(u64),
+}
+
+const POINTS: [Point; 10] = [
+    Point::Check("guest"),
+    Point::Directory,
+    Point::Check("connection"),
+    Point::Check("disk vdb"),
+    Point::Check("CPU"),
+    Point::Disk("vda", 1),
+    Point::Disk("vdb", 20),
+    Point::Disk("vda", 50),
+    Point::Memory(1),
+    Point::Memory(30),
+];
+
+#[track_caller]
+fn wait_until(point: Point, moving: &Moving, running: &Process) {
+    match point {
+        Point::Check(what) => {
+            running.line_on_stdout("a check", |line| {
+                let said: Value = serde_json::from_str(line).unwrap_or_default();
+                said["event"] == "check" && said["what"] == what
+            });
+        }
+        Point::Directory => wait_for("the directory", PATIENCE, || {
+            let there = moving.hosts[0].succeed("ls /run/virbistream/migrations 2>/dev/null || true").stdout;
+            (!there.trim().is_empty()).then_some(())
+        }),
+        Point::Disk(disk, mib) => {
+            running.line_on_stdout("bytes of a disk", |line| done(line, |said| &said["disks"][disk]) >= mib * MIB);
+        }
+        Point::Memory(mib) => {
+            running.line_on_stdout("bytes of the memory", |line| done(line, |said| &said["memory"]) >= mib * MIB);
+        }
+    }
+}
+
+/// What a line says of progress.
+fn done(line: &str, of: impl Fn(&Value) -> &Value) -> u64 {
+    let said: Value = serde_json::from_str(line).unwrap_or_default();
+    of(&said)["done"].as_u64().unwrap_or_default()
+}
+
+#[test]
+fn cancelled_anywhere_the_guest_runs_on_at_the_source_and_nothing_is_left() {
+    let _alone = alone();
+    let moving = Moving::start();
+    for point in POINTS {
+        let running = moving.migrate(0, SLOW).start();
+        wait_until(point, &moving, &running);
+        Host::signal(&running, Signal::INT);
+        let finished = running.finish(3 * PATIENCE);
+        assert_eq!(finished.status.code(), Some(6), "{point:?}: {finished}");
+        assert_eq!(finished.stderr.lines().count(), 1, "{point:?}: {finished}");
+        assert!(finished.stderr.contains("cancelled, and the guest is running at the source"), "{point:?}: {finished}");
+        moving.assert_runs_on(0);
         moving.assert_nothing_is_left();
     }
     moving.end(0);

@@ -1,5 +1,6 @@
 //! A migration from its checks to its end.
 
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -12,6 +13,7 @@ use super::outcome::{Failure, Guest};
 use super::progress::{Monitor, Said, pairs};
 use super::tunnel::Tunnel;
 use super::virsh::{Asked, Virsh, VirshError};
+use crate::running::Running;
 
 /// How often the migration is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -20,15 +22,19 @@ const LOOK: Duration = Duration::from_millis(200);
 const NOTICE: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(args: &MigrateArgs) -> Result<(), Failure> {
+    // First of all: from now on a signal ends nothing at once.
+    let running = Running::start(log::Level::Info, NonZeroUsize::MIN)?;
     let source = Virsh::new(args.connect.clone());
     let said = Said::new(args.json);
     let mut list = List::new(&said);
     let Some(domain) = list.source(&source, args).filter(|_| list.failed() == 0) else {
         return Err(Failure::Checks(list.failed()));
     };
-    let mut tunnel = Tunnel::open(args)?;
+    let cancelled = || Err(Failure::Cancelled(guest(&source, &domain.name)));
+    let Some(mut tunnel) = Tunnel::open(running, args)? else { return cancelled() };
     list.destination(&source, &tunnel, &domain, args);
     let result = match (list.failed(), args.dry_run) {
+        _ if tunnel.wait(Duration::ZERO) => cancelled(),
         (0, true) => {
             said.note("nothing speaks against the migration; it was not begun");
             Ok(())

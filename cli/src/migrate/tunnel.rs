@@ -1,7 +1,6 @@
 //! The one connection to the destination, and this migration's sockets at the source.
 
 use std::io::{self, IoSlice};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -45,10 +44,9 @@ pub(super) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Connects, and has the directory made at both ends.
-    pub(super) fn open(args: &MigrateArgs) -> Result<Self, Failure> {
-        let running = Running::start(log::Level::Info, NonZeroUsize::MIN)?;
-        let (session, version, secured) = connect(&running, args)?;
+    /// Connects, and has the directory made at both ends; `None` when the operator ends it.
+    pub(super) fn open(running: Running, args: &MigrateArgs) -> Result<Option<Self>, Failure> {
+        let Some(Connected { session, version, secured }) = connect(&running, args)? else { return Ok(None) };
         let migration = Uuid::new_v4();
         let base = Base::open(&args.base).map_err(|error| local(&args.base, &error))?;
         let hold = Arc::default();
@@ -63,7 +61,7 @@ impl Tunnel {
             let forward = running.handle().forward(listener, open);
             running.handle().route(forward, Some(session));
         }
-        Ok(Self { running, session, path, _directory: directory, hold, secured, version, clock, lost: None })
+        Ok(Some(Self { running, session, path, _directory: directory, hold, secured, version, clock, lost: None }))
     }
 
     pub(super) fn socket(&self, part: Part) -> PathBuf {
@@ -116,7 +114,13 @@ fn local(path: &Path, error: &io::Error) -> Failure {
     Failure::Local(format!("the directory {}: {error}", path.display()))
 }
 
-fn connect(running: &Running, args: &MigrateArgs) -> Result<(SessionKey, u32, Option<String>), Failure> {
+struct Connected {
+    session: SessionKey,
+    version: u32,
+    secured: Option<String>,
+}
+
+fn connect(running: &Running, args: &MigrateArgs) -> Result<Option<Connected>, Failure> {
     let peer = args.desturi.address.clone();
     let tls = args.desturi.tls().map_err(|error| Failure::Local(error.to_string()))?;
     running.connect(&peer, tls, PATIENCE);
@@ -135,7 +139,9 @@ fn connect(running: &Running, args: &MigrateArgs) -> Result<(SessionKey, u32, Op
                 };
                 secured = Some(who);
             }
-            News::Report(Report::Established { session, version, .. }) => return Ok((session, version, secured)),
+            News::Report(Report::Established { session, version, .. }) => {
+                return Ok(Some(Connected { session, version, secured }));
+            }
             News::Report(Report::Legacy { error, .. }) => legacy = Some(error.to_string()),
             News::Report(Report::SessionEnded { session: which, cause }) if Some(which) == session => {
                 return Err(match (legacy, cause) {
@@ -145,7 +151,7 @@ fn connect(running: &Running, args: &MigrateArgs) -> Result<(SessionKey, u32, Op
                 }
                 .into());
             }
-            News::Signal => return Err(Failure::Local("it was ended before anything had begun".into())),
+            News::Signal => return Ok(None),
             News::Ended(ended) => {
                 return Err(ended.err().map_or(Failure::Local("the event loop ended".into()), Failure::from));
             }

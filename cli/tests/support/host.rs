@@ -153,14 +153,20 @@ impl Host {
         self.run(script).succeed(5 * PATIENCE)
     }
 
-    /// Ends by SIGTERM what [`run`](Self::run) has started: the last in the row of programs that start one another. It must succeed.
+    /// Signals what [`run`](Self::run) has started: the last in the row of programs that start one another, or what `exec` has made of it.
     #[track_caller]
-    pub(crate) fn end(process: Process) {
+    pub(crate) fn signal(process: &Process, signal: Signal) {
         let mut last = process.pid();
-        while let Some(child) = first_child(last) {
+        while let Some(child) = first_child(last).filter(|_| is_launcher(last)) {
             last = child;
         }
-        kill_process(last, Signal::TERM).expect("a signal to our own child");
+        kill_process(last, signal).expect("a signal to our own child");
+    }
+
+    /// Ends it by SIGTERM. It must succeed.
+    #[track_caller]
+    pub(crate) fn end(process: Process) {
+        Self::signal(&process, Signal::TERM);
         let finished = process.finish(PATIENCE);
         assert!(finished.status.success(), "{finished}");
     }
@@ -179,6 +185,12 @@ impl Host {
     fn inner(&self) -> Option<Pid> {
         first_child(self.init.pid())
     }
+}
+
+/// Whether a process only waits for the one that it started.
+fn is_launcher(process: Pid) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", process.as_raw_nonzero())).unwrap_or_default();
+    matches!(name.trim(), "nsenter" | "unshare" | "env" | "bash" | "sh")
 }
 
 pub(crate) fn first_child(parent: Pid) -> Option<Pid> {
