@@ -11,7 +11,7 @@ use virbistream::wire::{EXT_TICKET, Extension, Open};
 use crate::args::ForwardArgs;
 use crate::config::is_open;
 use crate::policy::Secret;
-use crate::running::{Error, News, Running, bind, say_ready};
+use crate::running::{Error, Loudness, News, Running, bind, say_ready};
 
 /// How long connecting to the peer may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
     }
     // Read again for each connection; what is wrong from the beginning is told before anything listens.
     args.pki.client(&args.peer)?;
-    let running = Running::start(log::Level::Info, NonZeroUsize::MIN)?;
+    let running = Running::start(Loudness { session: log::Level::Info, stream: log::Level::Warn }, NonZeroUsize::MIN)?;
     running.handle().limit(args.session.bandwidth());
     let permissions = args.permissions.permissions();
     let listeners =

@@ -56,6 +56,13 @@ pub(crate) enum News {
     Nothing,
 }
 
+/// How loud it is when a session fails, and when a stream is refused: a command that ends with it says so itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Loudness {
+    pub(crate) session: log::Level,
+    pub(crate) stream: log::Level,
+}
+
 pub(crate) struct Running {
     handle: Handle,
     sender: Sender<News>,
@@ -63,14 +70,13 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// `session_failed`: how loud it is when a session fails; a command that ends with it says so itself. Sessions are shared by so
-    /// many threads.
-    pub(crate) fn start(session_failed: log::Level, threads: NonZeroUsize) -> Result<Self, Error> {
+    /// Sessions are shared by so many threads.
+    pub(crate) fn start(loudness: Loudness, threads: NonZeroUsize) -> Result<Self, Error> {
         allow_descriptors();
         let (sender, news) = mpsc::channel();
         let reports = sender.clone();
         let dispatchers = Dispatcher::several(threads, move |report| {
-            log(&report, session_failed);
+            log(&report, loudness);
             let _ = reports.send(News::Report(report));
         })?;
         // There is one at least.
@@ -191,7 +197,7 @@ pub(crate) fn say_ready(chosen: &[Address]) {
     let _ = writeln!(stdout, "ready{chosen}").and_then(|()| stdout.flush());
 }
 
-fn log(report: &Report, session_failed: log::Level) {
+fn log(report: &Report, loudness: Loudness) {
     match report {
         Report::LinkAccepted { session, peer } => log::info!("session {session}: link accepted from {peer}"),
         Report::LinkSecured { session, version, identity } => {
@@ -206,11 +212,11 @@ fn log(report: &Report, session_failed: log::Level) {
         Report::Legacy { session, error } => log::info!("session {session}: a legacy peer: {error}"),
         Report::SessionEnded { session, cause: Ok(()) } => log::info!("session {session}: closed"),
         Report::SessionEnded { session, cause: Err(cause) } => {
-            log::log!(session_failed, "session {session}: {cause}");
+            log::log!(loudness.session, "session {session}: {cause}");
         }
         Report::StreamOpened { session, id, target, .. } => log::info!("session {session}: stream {id} to `{target}`"),
         Report::StreamRefused { session, target, reason, .. } => {
-            log::warn!("session {session}: no stream to `{target}`: {reason}");
+            log::log!(loudness.stream, "session {session}: no stream to `{target}`: {reason}");
         }
         Report::StreamEnded { session, id, target, cause, stats, .. } => {
             let bytes = format!("{} bytes sent, {} received", stats.sent, stats.received);

@@ -13,7 +13,7 @@ use crate::listen::{Kind, Listen};
 use crate::notify;
 use crate::pki::Pki;
 use crate::policy::{Migrations, Offered, Policy, Rights, Rule, Tickets, Who, glob};
-use crate::running::{Error, News, Running, bind, say_ready};
+use crate::running::{Error, Loudness, News, Running, bind, say_ready};
 
 /// Links without HELLO that any address may have.
 const HALF_OPEN_EACH: usize = 16;
@@ -105,7 +105,7 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
         true => Some(settings.pki.server()?),
         false => None,
     };
-    let running = Running::start(log::Level::Warn, settings.threads)?;
+    let running = Running::start(Loudness { session: log::Level::Warn, stream: log::Level::Warn }, settings.threads)?;
     if tls.is_some() || notify::is_wanted() {
         running.tell_hangups()?;
     }

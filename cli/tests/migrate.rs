@@ -107,3 +107,80 @@ fn cancelled_anywhere_the_guest_runs_on_at_the_source_and_nothing_is_left() {
     }
     moving.end(0);
 }
+
+#[test]
+fn what_speaks_against_a_migration_is_said_in_one_sentence_before_it_begins() {
+    let _alone = alone();
+    let moving = Moving::start();
+    let [source, destination] = &moving.hosts;
+    source.succeed(
+        "empty() { echo \"<domain type='qemu'><name>$1</name><memory>65536</memory><os><type arch='x86_64'>hvm</type></os></domain>\"; }
+         empty off >off.xml; virsh define off.xml
+         empty diskless >diskless.xml; virsh create --paused diskless.xml",
+    );
+    destination
+        .succeed("sed -e /migrate/d -e 's/^dn.*/&\\ntargets = [\"x\"]/' -e s/16515/16516/ serve.toml >strict.toml");
+    let strict = destination.run("exec virbistream serve -v --config strict.toml").start();
+    strict.ready();
+    let to = |domain: &str, target: &str, options: &str| {
+        source.run(&format!("exec virbistream migrate {domain} {target} {options}")).finish(6 * PATIENCE)
+    };
+    let there = "tls://destination.example:16515";
+    for (finished, code, words) in [
+        (to("nobody", there, ""), 3, "nobody"),
+        (to("off", there, ""), 3, "only a running guest is moved"),
+        (to("diskless", there, ""), 3, "none that would be copied"),
+        (to("web", "tls://source.example:16515", ""), 3, "the same host"),
+        (to("web", "tls://destination.example:16516", ""), 4, "no rule here lets you open"),
+        (to("web", "tls://destination.example:16517", ""), 4, "Connection refused"),
+        (to("web", there, "--base /run/elsewhere"), 4, "both must have the same"),
+        (to("web", there, "--connect qemu+unix:///system?socket=/nowhere"), 3, "/nowhere"),
+        (to("web", "tls://destination.example:16515?no_verify=1", ""), 2, "no_verify"),
+    ] {
+        assert_eq!(finished.status.code(), Some(code), "{words}: {finished}");
+        assert!(finished.stderr.contains(words), "{words}: {finished}");
+        assert!(code == 2 || finished.stderr.lines().count() == 1, "{finished}");
+        moving.assert_nothing_is_left();
+    }
+    let fails = |undo: &str, words: &str| {
+        let finished = to("web", there, "");
+        assert_eq!(finished.status.code(), Some(3), "{finished}");
+        assert!(finished.stderr.contains(words), "{finished}");
+        destination.succeed(undo);
+        moving.assert_nothing_is_left();
+    };
+    destination.succeed("virsh pool-destroy images");
+    fails("virsh pool-create-as images dir --target /var/lib/libvirt/images", "no storage pool at the destination has");
+    destination.succeed("mount -t tmpfs -o size=8m tmpfs /var/lib/libvirt/images && virsh pool-refresh images");
+    fails("umount /var/lib/libvirt/images && virsh pool-refresh images", "bytes are needed at the destination");
+
+    let dry = to("web", there, "--dry-run --json");
+    assert!(dry.status.success(), "{dry}");
+    let events = dry.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let events: Vec<_> = events.map(|said| (said["event"].clone(), said["result"].clone())).collect();
+    assert!(events.iter().all(|(event, result)| event == "note" || event == "check" && result == "ok"), "{dry}");
+    moving.assert_nothing_is_left();
+    moving.assert_runs_on(0);
+    Host::end(strict);
+    source.succeed("virsh destroy diskless");
+    moving.end(0);
+}
+
+#[test]
+fn when_the_destination_is_lost_the_guest_runs_on_at_the_source() {
+    let _alone = alone();
+    let moving = Moving::start();
+    let kill = |what: &str, code, words: &str| {
+        let running = moving.migrate(0, SLOW).start();
+        wait_until(Point::Disk("vdb", 4), &moving, &running);
+        moving.hosts[1].succeed(what);
+        let finished = running.finish(6 * PATIENCE);
+        assert_eq!(finished.status.code(), Some(code), "{what}: {finished}");
+        assert!(finished.stderr.contains(words), "{what}: {finished}");
+        assert!(finished.stderr.contains("the guest is running at the source"), "{what}: {finished}");
+        moving.assert_writes_on(0);
+    };
+    kill("pkill -KILL -x qemu-system-x86 || pkill -KILL qemu-system", 5, "libvirt gave the migration up");
+    kill("pkill -KILL -x libvirtd", 5, "libvirt gave the migration up");
+    kill("pkill -KILL -x virbistream", 4, "");
+}

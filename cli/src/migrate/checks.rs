@@ -8,6 +8,7 @@ use roxmltree::Document;
 
 use super::args::MigrateArgs;
 use super::domain::{Disk, Domain};
+use super::outcome::Failure;
 use super::progress::Said;
 use super::tunnel::Tunnel;
 use super::virsh::{Virsh, VirshError};
@@ -18,16 +19,17 @@ const CLOCKS: i64 = 60;
 /// Says the list, and counts what failed.
 pub(super) struct List<'a> {
     said: &'a Said,
-    failed: usize,
+    failed: Vec<String>,
 }
 
 impl<'a> List<'a> {
     pub(super) fn new(said: &'a Said) -> Self {
-        Self { said, failed: 0 }
+        Self { said, failed: Vec::new() }
     }
 
-    pub(super) fn failed(&self) -> usize {
-        self.failed
+    /// Nothing may be begun when something failed.
+    pub(super) fn result(&self) -> Result<(), Failure> {
+        if self.failed.is_empty() { Ok(()) } else { Err(Failure::Checks(self.failed.join("; "))) }
     }
 
     fn ok(&mut self, what: &str, text: impl AsRef<str>) {
@@ -39,7 +41,7 @@ impl<'a> List<'a> {
     }
 
     fn fail(&mut self, what: &str, text: impl AsRef<str>) {
-        self.failed += 1;
+        self.failed.push(text.as_ref().to_owned());
         self.said.check(what, "failed", text.as_ref());
     }
 

@@ -24,8 +24,9 @@ Exit status:
 pub(crate) enum Failure {
     #[error("{0}")]
     Local(String),
-    #[error("{0} of the checks failed; nothing was begun")]
-    Checks(usize),
+    /// What was found, with semicolons.
+    #[error("nothing was begun, since {0}")]
+    Checks(String),
     #[error("{0}")]
     Destination(String),
     #[error("libvirt gave the migration up, and {guest}: {why}")]

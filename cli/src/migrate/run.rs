@@ -13,7 +13,7 @@ use super::outcome::{Failure, Guest};
 use super::progress::{Monitor, Said, pairs};
 use super::tunnel::Tunnel;
 use super::virsh::{Asked, Virsh, VirshError};
-use crate::running::Running;
+use crate::running::{Loudness, Running};
 
 /// How often the migration is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -23,24 +23,24 @@ const NOTICE: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(args: &MigrateArgs) -> Result<(), Failure> {
     // First of all: from now on a signal ends nothing at once.
-    let running = Running::start(log::Level::Info, NonZeroUsize::MIN)?;
+    let running = Running::start(Loudness { session: log::Level::Info, stream: log::Level::Info }, NonZeroUsize::MIN)?;
     let source = Virsh::new(args.connect.clone());
     let said = Said::new(args.json);
     let mut list = List::new(&said);
-    let Some(domain) = list.source(&source, args).filter(|_| list.failed() == 0) else {
-        return Err(Failure::Checks(list.failed()));
-    };
+    let domain = list.source(&source, args);
+    list.result()?;
+    let Some(domain) = domain else { return Ok(()) };
     let cancelled = || Err(Failure::Cancelled(guest(&source, &domain.name)));
     let Some(mut tunnel) = Tunnel::open(running, args)? else { return cancelled() };
     list.destination(&source, &tunnel, &domain, args);
-    let result = match (list.failed(), args.dry_run) {
+    let result = match list.result() {
         _ if tunnel.wait(Duration::ZERO) => cancelled(),
-        (0, true) => {
+        Ok(()) if args.dry_run => {
             said.note("nothing speaks against the migration; it was not begun");
             Ok(())
         }
-        (0, false) => migrate(&source, &mut tunnel, &domain, args, &said),
-        (failed, _) => Err(Failure::Checks(failed)),
+        Ok(()) => migrate(&source, &mut tunnel, &domain, args, &said),
+        failed => failed,
     };
     tunnel.close();
     result

@@ -47,21 +47,17 @@ impl Tunnel {
     /// Connects, and has the directory made at both ends; `None` when the operator ends it.
     pub(super) fn open(running: Running, args: &MigrateArgs) -> Result<Option<Self>, Failure> {
         let Some(Connected { session, version, secured }) = connect(&running, args)? else { return Ok(None) };
-        let migration = Uuid::new_v4();
-        let base = Base::open(&args.base).map_err(|error| local(&args.base, &error))?;
         let hold = Arc::default();
-        let greeting = greet(&running, session, migration, &hold)?;
-        let (path, clock) = understood(&greeting, &args.base, migration)?;
-        let directory = base.make(migration, Permissions::default(), MODE).map_err(|error| local(&path, &error))?;
-        for (part, priority, kind) in
-            [(Part::Libvirt, 0, kind::CONTROL), (Part::Memory, 1, kind::MEMORY), (Part::Disks, 2, kind::DISK)]
-        {
-            let listener = bind(&Address::Unix(path.join(part.socket())), args.sockets.permissions(), None)?;
-            let open = Open { target: Name { migration, part }.to_string(), kind, priority, ..Open::default() };
-            let forward = running.handle().forward(listener, open);
-            running.handle().route(forward, Some(session));
+        match prepare(&running, session, args, &hold) {
+            Ok(Prepared { path, directory, clock }) => {
+                let _directory = directory;
+                Ok(Some(Self { running, session, path, _directory, hold, secured, version, clock, lost: None }))
+            }
+            Err(failure) => {
+                end(running, &hold);
+                Err(failure)
+            }
         }
-        Ok(Some(Self { running, session, path, _directory: directory, hold, secured, version, clock, lost: None }))
     }
 
     pub(super) fn socket(&self, part: Part) -> PathBuf {
@@ -103,11 +99,49 @@ impl Tunnel {
 
     /// Ends the session, once what its streams still carry has passed; the sockets and directories go with it.
     pub(super) fn close(self) {
-        self.hold.lock().end();
-        if let Err(error) = self.running.drain(PATIENCE) {
-            log::info!("the connection to the destination: {error}");
-        }
+        end(self.running, &self.hold);
     }
+}
+
+fn end(running: Running, hold: &Mutex<Hold>) {
+    hold.lock().end();
+    if let Err(error) = running.drain(PATIENCE) {
+        log::info!("the connection to the destination: {error}");
+    }
+}
+
+/// What a session is for.
+struct Prepared {
+    path: PathBuf,
+    directory: Directory,
+    clock: i64,
+}
+
+/// Has the directory made at both ends, and listens in ours.
+fn prepare(
+    running: &Running,
+    session: SessionKey,
+    args: &MigrateArgs,
+    hold: &Arc<Mutex<Hold>>,
+) -> Result<Prepared, Failure> {
+    let migration = Uuid::new_v4();
+    let base = Base::open(&args.base).map_err(|error| local(&args.base, &error))?;
+    let greeting = greet(running, session, migration, hold)?;
+    let (path, clock) = understood(&greeting, &args.base, migration)?;
+    let directory = base.make(migration, Permissions::default(), MODE).map_err(|error| match error.kind() {
+        // Nobody but the destination has heard of it.
+        io::ErrorKind::AlreadyExists => Failure::Checks("source and destination are the same host".into()),
+        _ => local(&path, &error),
+    })?;
+    for (part, priority, kind) in
+        [(Part::Libvirt, 0, kind::CONTROL), (Part::Memory, 1, kind::MEMORY), (Part::Disks, 2, kind::DISK)]
+    {
+        let listener = bind(&Address::Unix(path.join(part.socket())), args.sockets.permissions(), None)?;
+        let open = Open { target: Name { migration, part }.to_string(), kind, priority, ..Open::default() };
+        let forward = running.handle().forward(listener, open);
+        running.handle().route(forward, Some(session));
+    }
+    Ok(Prepared { path, directory, clock })
 }
 
 fn local(path: &Path, error: &io::Error) -> Failure {

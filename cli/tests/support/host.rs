@@ -54,8 +54,8 @@ grep -q ^kvm: etc/group || echo kvm:x:64054: >>etc/group
 grep -q ^libvirt-qemu: etc/passwd || echo libvirt-qemu:x:64055:64054::/var/lib/libvirt:/usr/sbin/nologin >>etc/passwd
 hostname "$2"
 ip link set lo up
-# The first process reaps what libvirtd leaves, and libvirtd waits for that.
-exec chroot . sh -c 'cd /root; libvirtd & wait $!'
+# The first process reaps what libvirtd leaves, and libvirtd waits for that. The host outlives it.
+exec chroot . sh -c 'cd /root; libvirtd & wait $!; exec sleep infinity'
 "#;
 
 /// What systemd would do with our two units, by its own program for sockets. Of systemctl it knows what the guide says.
