@@ -184,3 +184,48 @@ fn when_the_destination_is_lost_the_guest_runs_on_at_the_source() {
     kill("pkill -KILL -x libvirtd", 5, "libvirt gave the migration up");
     kill("pkill -KILL -x virbistream", 4, "");
 }
+
+/// QEMU that is not root may have the page faults that post-copy takes, while this is there.
+struct PostcopyAllowed(String);
+
+const USERFAULTFD: &str = "/proc/sys/vm/unprivileged_userfaultfd";
+
+impl PostcopyAllowed {
+    fn now() -> Self {
+        let before = std::fs::read_to_string(USERFAULTFD).expect("a kernel that has it");
+        std::fs::write(USERFAULTFD, "1").expect("root sets it");
+        Self(before)
+    }
+}
+
+impl Drop for PostcopyAllowed {
+    fn drop(&mut self) {
+        _ = std::fs::write(USERFAULTFD, &self.0);
+    }
+}
+
+/// What libvirt's own tunnel refuses.
+#[test]
+fn memory_over_several_streams_in_post_copy_and_with_synchronous_writes_goes_through_too() {
+    let _alone = alone();
+    let _postcopy = PostcopyAllowed::now();
+    let moving = Moving::start();
+    for (turn, (options, targets)) in [
+        ("--parallel --parallel-connections 3", 3),
+        ("--copy-storage-synchronous-writes", 1),
+        ("--postcopy --postcopy-after-precopy", 1),
+        ("--p2p --persistent --undefinesource", 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (from, to) = (turn % 2, 1 - turn % 2);
+        let finished = moving.migrate(from, &format!("{OWNER} {options}")).finish(6 * PATIENCE);
+        assert!(finished.status.success(), "{options}: {finished}");
+        moving.assert_runs_at(to);
+        assert_eq!(moving.links(to), turn / 2 + 1, "{options}");
+        assert!(moving.memory_streams(to) >= targets, "{options}");
+        moving.assert_nothing_is_left();
+    }
+    moving.end(0);
+}

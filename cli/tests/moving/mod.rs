@@ -128,6 +128,11 @@ impl Moving {
         self.serving[host].stderr.count(|line| line.contains("link accepted"))
     }
 
+    /// How many streams have carried memory to a host.
+    pub(crate) fn memory_streams(&self, host: usize) -> usize {
+        self.serving[host].stderr.count(|line| line.contains("/memory` done"))
+    }
+
     /// Ends the guest, and looks at its disks at that host.
     #[track_caller]
     pub(crate) fn end(self, host: usize) {
