@@ -444,3 +444,31 @@ fn a_socket_whose_backlog_is_full_is_dialled_until_the_time_is_over() {
     waiting.drain(..).for_each(|_| drop(accept(&listener)));
     dialled.recv_timeout(PATIENCE).expect("there is room").1.unwrap();
 }
+
+/// As a service manager makes them: with a path, or without one, or not yet listening.
+#[test]
+fn a_socket_that_somebody_else_made_is_taken_over_if_it_listens_and_has_a_path() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("socket");
+    let listener = Listener::from_unix(UnixListener::bind(&path).unwrap()).unwrap();
+    assert_eq!(listener.address(), &Address::Unix(path.clone()));
+    drop(listener);
+    assert!(path.exists(), "the file is of who made it");
+
+    let abstract_name = socket2::SockAddr::unix(format!("\0{}", path.display())).unwrap();
+    for (name, listens, words) in [(Some(abstract_name), true, "no path"), (None, false, "does not listen")] {
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        name.iter().for_each(|name| socket.bind(name).unwrap());
+        if listens {
+            socket.listen(1).unwrap();
+        }
+        let error = Listener::from_unix(socket.into()).unwrap_err();
+        assert!(error.kind() == io::ErrorKind::InvalidInput && error.to_string().contains(words), "{error}");
+    }
+
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = tcp.local_addr().unwrap().port();
+    assert_eq!(Listener::from_tcp(tcp).unwrap().address(), &Address::Tcp { host: "127.0.0.1".into(), port });
+    let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    assert_eq!(Listener::from_tcp(silent.into()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+}

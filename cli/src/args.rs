@@ -14,13 +14,15 @@ use virbistream::wire::PRIORITY_MAX;
 
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
+use crate::help;
+use crate::listen::{Kind, Listen};
 use crate::pki::Pki;
 use crate::uri::Uri;
 use crate::values::{Owner, Upstream, parse_bandwidth, parse_mode, parse_threads, parse_window};
 
 /// Carries many two-way streams over one connection: the disks and the memory of a live migration.
 #[derive(Debug, Parser)]
-#[command(name = "virbistream", version, max_term_width = 100)]
+#[command(name = "virbistream", version, max_term_width = 100, after_long_help = help::TOOL)]
 pub(crate) struct Cli {
     /// Say what happens on stderr
     #[arg(short, long, global = true)]
@@ -43,19 +45,29 @@ impl Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Offer targets, UNIX sockets of this host, to who connects
+    #[command(after_long_help = help::SERVE)]
     Serve(ServeArgs),
     /// Say what is wrong with a configuration file of serve, if anything is
+    #[command(after_long_help = help::CHECK_CONFIG)]
     CheckConfig(CheckConfigArgs),
     /// Have a running serve make a secret that lets its bearer in, once
+    #[command(after_long_help = help::TICKET)]
     Ticket(TicketArgs),
     /// Listen on UNIX sockets, and carry each connection to a target of the peer
+    #[command(after_long_help = help::FORWARD)]
     Forward(ForwardArgs),
     /// Move disks and memory between two ends on this machine, and verify every byte
+    #[command(after_long_help = help::DEMO)]
     Demo(DemoArgs),
     /// Tell what a peer is: exit code 0 for BiStream, 3 for one that speaks libvirt's RPC alone
+    #[command(after_long_help = help::PROBE)]
     Probe(ProbeArgs),
     /// Ask a peer for all that the protocol and libvirt's RPC promise, case by case, and print TAP
+    #[command(after_long_help = help::CONFORMANCE)]
     Conformance(ConformanceArgs),
+    /// Write the man pages and the completions of shells to a directory, as /usr/share has them
+    #[command(hide = true)]
+    Generate(GenerateArgs),
 }
 
 impl Command {
@@ -68,17 +80,18 @@ impl Command {
             Self::Serve(args) => args.check(),
             Self::Forward(args) => args.check(),
             Self::Conformance(args) => args.check(),
-            Self::Demo(_) | Self::Probe(_) | Self::CheckConfig(_) | Self::Ticket(_) => Ok(()),
+            Self::Demo(_) | Self::Probe(_) | Self::CheckConfig(_) | Self::Ticket(_) | Self::Generate(_) => Ok(()),
         }
     }
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Where to listen: tls://HOST:PORT, tcp://HOST:PORT or unix:PATH; can be given more than once. Port 0 takes a free one, and `ready` is
-    /// followed by the addresses
+    /// Where to listen: tls://HOST:PORT, tcp://HOST:PORT or unix:PATH; or on the sockets that systemd made and calls NAME, with
+    /// tls+systemd:NAME, tcp+systemd:NAME or unix+systemd:NAME. Can be given more than once. Port 0 takes a free one, and `ready` is followed
+    /// by the addresses, as it is with sockets of systemd's
     #[arg(long, value_name = "ADDRESS", required_unless_present = "config")]
-    pub(crate) listen: Vec<Address>,
+    pub(crate) listen: Vec<Listen>,
     /// Take all that is asked for here from a file instead
     #[arg(long, value_name = "FILE", conflicts_with_all = CONFIGURED)]
     pub(crate) config: Option<PathBuf>,
@@ -139,6 +152,12 @@ const CONFIGURED: [&str; 17] = [
 pub(crate) struct CheckConfigArgs {
     /// The file, as serve --config takes it
     pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The directory
+    pub(crate) directory: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -221,7 +240,7 @@ impl ForwardArgs {
 
     fn check(&self) -> Result<(), String> {
         self.check_priorities()?;
-        self.pki.check([&self.peer].into_iter())?;
+        self.pki.check(matches!(self.peer, Address::Tls { .. }))?;
         self.session.check()
     }
 
@@ -241,8 +260,9 @@ impl ForwardArgs {
 impl ServeArgs {
     fn check(&self) -> Result<(), String> {
         self.check_libvirt()?;
-        self.pki.check(self.listen.iter())?;
-        match self.listen.iter().any(|address| matches!(address, Address::Tls { .. })) {
+        let is_tls = self.listen.iter().any(|listen| listen.kind() == Kind::Tls);
+        self.pki.check(is_tls)?;
+        match is_tls {
             true if self.allow_dn.is_empty() => Err(
                 "nobody could have a session over tls:// without --allow-dn; '*' is for every certificate of the CA's"
                     .into(),
@@ -257,8 +277,11 @@ impl ServeArgs {
         if self.libvirt.is_none() {
             return Ok(());
         }
-        if let Some(address) = self.listen.iter().find(|address| matches!(address, Address::Tcp { .. })) {
-            return Err(format!("with --libvirt only UNIX sockets and tls:// can be listened on, not {address}"));
+        if let Some(listen) = self.listen.iter().find(|listen| listen.kind() == Kind::Tcp) {
+            return Err(format!("with --libvirt only UNIX sockets and tls:// can be listened on, not {listen}"));
+        }
+        if let Some(listen) = self.listen.iter().find(|listen| listen.is_unix_of_systemd()) {
+            return Err(format!("with --libvirt {listen} needs --config, and a rule for who may reach libvirtd"));
         }
         match self.socket.socket_mode {
             Some(mode) if mode & 0o177 != 0 => Err("with --libvirt the mode of the sockets is 0600".into()),

@@ -6,7 +6,12 @@ mod conformance;
 mod control;
 mod demo;
 mod forward;
+mod generate;
+mod help;
+mod inherited;
 mod link;
+mod listen;
+mod notify;
 mod pki;
 mod policy;
 mod probe;
@@ -23,10 +28,13 @@ use std::process::ExitCode;
 use env_logger::Target;
 
 use args::{Cli, Command};
+use inherited::Inherited;
 use stderr::Stderr;
 
 fn main() -> ExitCode {
     let cli = Cli::of_this_process();
+    // It changes the environment, which takes that there are no other threads yet.
+    let inherited = Inherited::of_this_process();
     let stderr = match Stderr::new() {
         Ok(stderr) => stderr,
         Err(error) => {
@@ -34,12 +42,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = run(&cli, &stderr);
+    let code = run(&cli, inherited, &stderr);
     stderr.finish();
     code
 }
 
-fn run(cli: &Cli, stderr: &Stderr) -> ExitCode {
+fn run(cli: &Cli, inherited: Inherited, stderr: &Stderr) -> ExitCode {
     let level = if cli.verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn };
     env_logger::Builder::new()
         .filter_level(level)
@@ -48,13 +56,14 @@ fn run(cli: &Cli, stderr: &Stderr) -> ExitCode {
         .init();
     let done = |()| ExitCode::SUCCESS;
     let result = match &cli.command {
-        Command::Serve(args) => serve::run(args).map(done).map_err(|error| error.to_string()),
+        Command::Serve(args) => serve::run(args, inherited).map(done).map_err(|error| error.to_string()),
         Command::CheckConfig(args) => serve::check(&args.file).map(done).map_err(|error| error.to_string()),
         Command::Ticket(args) => ticket::run(args).map(done),
         Command::Forward(args) => forward::run(args).map(done).map_err(|error| error.to_string()),
         Command::Demo(args) => demo::run(args).map(done).map_err(|error| error.to_string()),
         Command::Probe(args) => probe::run(args).map(|found| found.exit_code()).map_err(|error| error.to_string()),
         Command::Conformance(args) => conformance::run(args),
+        Command::Generate(args) => generate::run(&args.directory).map(done).map_err(|error| error.to_string()),
     };
     match result {
         Ok(code) => code,

@@ -38,11 +38,9 @@ impl Pki {
     }
 
     /// With a directory and nothing to use it for, something else was meant.
-    pub(crate) fn check<'a>(&self, mut addresses: impl Iterator<Item = &'a Address>) -> Result<(), String> {
+    pub(crate) fn check(&self, is_tls: bool) -> Result<(), String> {
         match self.directory {
-            Some(_) if !addresses.any(|address| matches!(address, Address::Tls { .. })) => {
-                Err("--pki goes with a tls:// address".into())
-            }
+            Some(_) if !is_tls => Err("--pki goes with a tls:// address".into()),
             _ => Ok(()),
         }
     }

@@ -3,11 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use virbistream::io::{Address, LinkLimits, SessionOptions, TlsServer};
+use virbistream::io::{Address, LinkLimits, Listener, Permissions, SessionOptions, TlsServer};
 
 use crate::args::ServeArgs;
 use crate::config::{Mistake, Settings, is_open, open, threads};
 use crate::control::Control;
+use crate::inherited::Inherited;
+use crate::listen::{Kind, Listen};
+use crate::notify;
 use crate::pki::Pki;
 use crate::policy::{Offered, Policy, Rights, Rule, Tickets, Who, glob};
 use crate::running::{Error, News, Running, bind, say_ready};
@@ -15,7 +18,7 @@ use crate::running::{Error, News, Running, bind, say_ready};
 /// Links without HELLO that any address may have.
 const HALF_OPEN_EACH: usize = 16;
 
-pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
+pub(crate) fn run(args: &ServeArgs, inherited: Inherited) -> Result<(), Error> {
     let settings = match &args.config {
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
@@ -23,7 +26,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Error> {
         }
         None => settings_of(args).map_err(Error::Config)?,
     };
-    serve(settings)
+    serve(settings, inherited)
 }
 
 /// What the command line says. Who reaches a UNIX socket or the loopback may have what is offered; others only by
@@ -39,7 +42,9 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
     let who = if args.insecure_tcp { Who::Anyone } else { Who::Local };
     let by_name = args.allow_dn.iter().map(|dn| Who::Dn(glob(dn)));
     let rules = by_name.chain([who]).map(|who| Rule { who, rights: rights.clone() }).collect();
-    if let Some(address) = args.listen.iter().find(|address| is_open(address)).filter(|_| !args.insecure_tcp) {
+    if let Some(address) =
+        args.listen.iter().filter_map(Listen::address).find(|address| is_open(address)).filter(|_| !args.insecure_tcp)
+    {
         return Err(format!("{}; say --insecure-tcp if everybody who reaches it may have the targets", open(address)));
     }
     let mut permissions = args.socket.permissions();
@@ -78,12 +83,13 @@ pub(crate) fn check(path: &Path) -> Result<(), Error> {
     Settings::read(&text).map(drop).map_err(|mistakes| Error::Config(mistakes_text(path, &mistakes)))
 }
 
-fn serve(settings: Settings) -> Result<(), Error> {
+fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
     let Settings { listen, permissions, mut session, libvirt, .. } = settings;
     if libvirt.is_some() {
         // Clients of libvirt's need not know HELLO.
         session.hello_timeout = None;
     }
+    let anyone = settings.rules.iter().any(|rule| rule.who == Who::Anyone);
     let tickets = Arc::new(Tickets::default());
     let policy = Policy::new(settings.rules, settings.offered, Arc::clone(&tickets));
     let options = SessionOptions {
@@ -92,12 +98,12 @@ fn serve(settings: Settings) -> Result<(), Error> {
         daemon: libvirt,
         ..SessionOptions::default()
     };
-    let tls = match listen.iter().any(|address| matches!(address, Address::Tls { .. })) {
+    let tls = match listen.iter().any(|listen| listen.kind() == Kind::Tls) {
         true => Some(settings.pki.server()?),
         false => None,
     };
     let running = Running::start(log::Level::Warn, settings.threads)?;
-    if tls.is_some() {
+    if tls.is_some() || notify::is_wanted() {
         running.tell_hangups()?;
     }
     running.handle().limit(settings.bandwidth);
@@ -112,24 +118,64 @@ fn serve(settings: Settings) -> Result<(), Error> {
         Control::start(path, tickets).map_err(|source| Error::Listen { address, source })
     });
     let _control = control.transpose()?;
-    let bind = |address| bind(address, permissions, tls.as_ref());
-    let listeners = listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+    let listeners = listeners(&listen, inherited, permissions, tls.as_ref())?;
     let mut addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();
-    if addresses == listen {
+    // Where systemd's sockets are is known only now.
+    if let Some(address) = addresses.iter().find(|address| is_open(address)).filter(|_| !anyone) {
+        return Err(Error::Config(format!(
+            "{}, and nothing says that anyone may: --insecure-tcp, or a rule",
+            open(address)
+        )));
+    }
+    let status = listening_on(&addresses);
+    if addresses.iter().map(Some).eq(listen.iter().map(Listen::address)) {
         addresses.clear();
     }
     for listener in listeners {
         running.handle().listen(listener, options.clone());
     }
     say_ready(&addresses);
+    notify::ready(&status);
     loop {
         match running.next(None) {
-            News::Signal => return running.drain(settings.drain),
+            News::Signal => {
+                notify::stopping(settings.drain);
+                return running.drain(settings.drain);
+            }
             News::Ended(ended) => return ended,
-            News::Hangup => tls.iter().for_each(|tls| reload(&settings.pki, tls)),
+            News::Hangup => {
+                notify::reloading();
+                tls.iter().for_each(|tls| reload(&settings.pki, tls));
+                notify::ready(&status);
+            }
             News::Report(_) | News::Connected(_) | News::Nothing => {}
         }
     }
+}
+
+/// In the order of `listen`, so that the first mistake is the first told.
+fn listeners(
+    listen: &[Listen],
+    mut inherited: Inherited,
+    permissions: Permissions,
+    tls: Option<&TlsServer>,
+) -> Result<Vec<Listener>, Error> {
+    let mut listeners = Vec::new();
+    for listen in listen {
+        match listen {
+            Listen::Address(address) => listeners.push(bind(address, permissions, tls)?),
+            Listen::Systemd { kind, name } => {
+                listeners.append(&mut inherited.take(*kind, name, tls).map_err(Error::Config)?);
+            }
+        }
+    }
+    inherited.end().map_err(Error::Config)?;
+    Ok(listeners)
+}
+
+fn listening_on(addresses: &[Address]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(Address::to_string).collect();
+    format!("listening on {}", addresses.join(" "))
 }
 
 /// A set that is wrong leaves the one before in use: who may connect goes on to.

@@ -5,6 +5,8 @@
 
 #[path = "../../cli/src/config/mod.rs"]
 mod config;
+#[path = "../../cli/src/listen.rs"]
+mod listen;
 #[path = "../../cli/src/pki.rs"]
 mod pki;
 #[path = "../../cli/src/policy/mod.rs"]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use socket2::SockRef;
 
 use super::address::Address;
 use super::socket::{Socket, no_certificates};
@@ -81,6 +82,39 @@ impl Listener {
         Ok(Self { _file: None, kind: Kind::Tls(listener, tls), address: Address::Tls { host: host.clone(), port } })
     }
 
+    /// Takes over a socket that somebody else made to listen, a service manager say.
+    ///
+    /// # Errors
+    /// The system's; `InvalidInput` when it does not listen.
+    pub fn from_tcp(listener: TcpListener) -> io::Result<Self> {
+        let (listener, host, port) = inherit_tcp(listener)?;
+        Ok(Self { _file: None, kind: Kind::Tcp(listener), address: Address::Tcp { host, port } })
+    }
+
+    /// The same with TLS.
+    ///
+    /// # Errors
+    /// As of `from_tcp`.
+    #[cfg(feature = "tls")]
+    pub fn from_tcp_with_tls(listener: TcpListener, tls: TlsServer) -> io::Result<Self> {
+        let (listener, host, port) = inherit_tcp(listener)?;
+        Ok(Self { _file: None, kind: Kind::Tls(listener, tls), address: Address::Tls { host, port } })
+    }
+
+    /// The same with a UNIX socket. Its file is left to who made it.
+    ///
+    /// # Errors
+    /// As of `from_tcp`; `InvalidInput` for a socket without a path, too: anybody may connect to it.
+    pub fn from_unix(listener: UnixListener) -> io::Result<Self> {
+        must_listen(&listener)?;
+        let address = listener.local_addr()?;
+        let no_path = || io::Error::new(io::ErrorKind::InvalidInput, "the socket has no path");
+        let address = Address::Unix(address.as_pathname().ok_or_else(no_path)?.into());
+        listener.set_nonblocking(true)?;
+        let kind = Kind::Unix(mio::net::UnixListener::from_std(listener));
+        Ok(Self { _file: None, kind, address })
+    }
+
     fn bind_unix(path: &Path, permissions: Permissions) -> io::Result<Self> {
         // First, since it judges the path's length.
         let name = socket2::SockAddr::unix(path)?;
@@ -91,12 +125,12 @@ impl Listener {
         socket.set_nonblocking(true)?;
         socket.bind(&name)?;
         let file = SocketFile::new(path)?;
-        // Before listen, so that nobody comes in under other permissions.
-        if permissions.user.is_some() || permissions.group.is_some() {
-            chown(path, permissions.user, permissions.group)?;
-        }
+        // Before listen, so that nobody comes in under other permissions. The mode while the file is ours: CAP_CHOWN alone may not change it later.
         if let Some(mode) = permissions.mode {
             fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
+        if permissions.user.is_some() || permissions.group.is_some() {
+            chown(path, permissions.user, permissions.group)?;
         }
         socket.listen(BACKLOG)?;
         let listener = mio::net::UnixListener::from_std(UnixListener::from(socket));
@@ -153,6 +187,20 @@ fn bind_tcp(host: &str, port: u16) -> io::Result<(mio::net::TcpListener, u16)> {
     listener.set_nonblocking(true)?;
     let port = listener.local_addr()?.port();
     Ok((mio::net::TcpListener::from_std(listener), port))
+}
+
+fn inherit_tcp(listener: TcpListener) -> io::Result<(mio::net::TcpListener, String, u16)> {
+    must_listen(&listener)?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    Ok((mio::net::TcpListener::from_std(listener), address.ip().to_string(), address.port()))
+}
+
+fn must_listen(socket: &impl AsFd) -> io::Result<()> {
+    match SockRef::from(socket).is_listener()? {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket does not listen")),
+    }
 }
 
 /// Removes the socket file of a process that is gone. Under the lock only: who looks without it may take a socket that is not

@@ -13,6 +13,7 @@ use virbistream::io::{Address, Permissions};
 use virbistream::proto::{Config, MemoryBudget};
 use virbistream::wire::{is_valid_target, kind};
 
+use crate::listen::{Kind, Listen};
 use crate::pki::Pki;
 use crate::policy::{Offered, Pattern, Rights, Rule, Who, glob};
 use crate::values::{Owner, THREADS_MAX, Upstream, parse_bandwidth, parse_mode, parse_window};
@@ -25,7 +26,7 @@ const YEAR: u64 = 365 * 24 * 3600;
 /// All that `serve` needs to know.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    pub(crate) listen: Vec<Address>,
+    pub(crate) listen: Vec<Listen>,
     pub(crate) permissions: Permissions,
     pub(crate) libvirt: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
@@ -63,7 +64,7 @@ impl Settings {
         let mode = table.parsed_by("socket_mode", parse_mode);
         let (targets, allows) = (table.tables("target"), table.tables("allow"));
         let settings = Self {
-            listen: table.list("listen", str::parse::<Address>),
+            listen: table.list("listen", str::parse::<Listen>),
             permissions: Permissions { mode, user: owner.user, group: owner.group },
             libvirt: table.parsed("libvirt").map(|Upstream(path)| path),
             control: table.text("control").map(PathBuf::from),
@@ -100,10 +101,12 @@ impl Settings {
             table.mistake_at("memory", "`memory` has no room for one `window`");
         }
         let anyone = self.rules.iter().any(|rule| rule.who == Who::Anyone);
-        if let Some(address) = self.listen.iter().find(|address| is_open(address)).filter(|_| !anyone) {
+        if let Some(address) =
+            self.listen.iter().filter_map(Listen::address).find(|address| is_open(address)).filter(|_| !anyone)
+        {
             table.mistake_at("listen", format!("{}, and no [[allow]] is for `anyone`", open(address)));
         }
-        let is_tls = self.listen.iter().any(|address| matches!(address, Address::Tls { .. }));
+        let is_tls = self.listen.iter().any(|listen| listen.kind() == Kind::Tls);
         if self.pki.directory.is_some() && !is_tls {
             table.mistake_at("pki", "`pki` goes with a tls:// address");
         }

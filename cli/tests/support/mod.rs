@@ -12,6 +12,7 @@ pub(crate) mod bytes;
 pub(crate) mod echo;
 pub(crate) mod fault;
 pub(crate) mod guest;
+pub(crate) mod host;
 pub(crate) mod libvirtd;
 pub(crate) mod link;
 pub(crate) mod machine;

@@ -1,0 +1,290 @@
+//! Man pages, completions, units and the Debian package: made, installed into a fresh Debian, used there, and removed.
+
+#[path = "../../tests/io_support/pki.rs"]
+mod pki;
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use pki::Authority;
+use support::echo::{assert_echoes, connect, echo_on};
+use support::host::first_child;
+use support::process::{Finished, Process, Run};
+use support::tool::{forward, tool};
+use support::{PATIENCE, Scratch, need, need_root, wait_for};
+
+const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging");
+
+/// Those that `--help` shows.
+fn subcommands() -> Vec<String> {
+    let help = tool().arg("--help").succeed(PATIENCE).stdout;
+    let list = help.split("Commands:\n").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a list of commands");
+    let is_entry = |line: &&str| line.starts_with("  ") && !line.starts_with("   ");
+    let names = list.lines().filter(is_entry).filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
+#[test]
+fn every_subcommand_has_a_man_page_and_is_completed() {
+    let scratch = Scratch::new();
+    tool().arg("generate").arg(scratch.path()).succeed(PATIENCE);
+    let read = |file: &str| fs::read_to_string(scratch.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let bash = read("bash-completion/completions/virbistream");
+    let (zsh, fish) = (read("zsh/vendor-completions/_virbistream"), read("fish/vendor_completions.d/virbistream.fish"));
+    let commands = subcommands();
+    assert!(commands.len() >= 7 && !commands.contains(&"generate".to_owned()), "{commands:?}");
+    for command in &commands {
+        let page = read(&format!("man/man1/virbistream-{command}.1"));
+        for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "SEE ALSO"] {
+            let heading =
+                |line: &str| line.strip_prefix(".SH ").is_some_and(|title| title.trim_matches('"') == section);
+            assert!(page.lines().any(heading), "virbistream-{command}.1 has no section {section}:\n{page}");
+        }
+        for (shell, text) in [("bash", &bash), ("zsh", &zsh), ("fish", &fish)] {
+            assert!(text.contains(command), "{shell} does not complete {command}");
+        }
+    }
+    let pages = fs::read_dir(scratch.join("man/man1")).expect("pages").count();
+    assert_eq!(pages, commands.len() + 1, "a page for each command, and one for all");
+    assert!(!bash.contains("generate"), "what is hidden is completed");
+}
+
+#[test]
+fn the_example_of_a_configuration_is_right_and_lets_nobody_in_yet() {
+    tool().arg("check-config").arg(format!("{PACKAGING}/serve.toml")).succeed(PATIENCE);
+    let text = fs::read_to_string(format!("{PACKAGING}/serve.toml")).expect("the example");
+    let rules: Vec<_> = text.lines().filter(|line| line.starts_with("dn =") || line.starts_with("[[allow]]")).collect();
+    assert_eq!(rules, ["[[allow]]", "dn = \"O=virbistream-example,CN=source.example\""]);
+}
+
+/// The calls that a filter of systemd's names, with those of the groups in it.
+fn in_filter(names: &str) -> BTreeSet<String> {
+    let mut calls = BTreeSet::new();
+    for name in names.split_whitespace() {
+        if !name.starts_with('@') {
+            calls.insert(name.to_owned());
+            continue;
+        }
+        let list = Run::new("systemd-analyze", "systemd").args(["syscall-filter", name]).succeed(PATIENCE).stdout;
+        let entries = list.lines().skip(1).map(str::trim).filter(|line| !line.starts_with('#'));
+        calls.append(&mut in_filter(&entries.collect::<Vec<_>>().join(" ")));
+    }
+    calls
+}
+
+/// The calls that the unit lets serve make.
+fn allowed_by(unit: &str) -> BTreeSet<String> {
+    let mut allowed = BTreeSet::new();
+    for filter in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        match filter.strip_prefix('~') {
+            Some(names) => allowed = &allowed - &in_filter(names),
+            None => allowed.append(&mut in_filter(filter)),
+        }
+    }
+    allowed
+}
+
+/// What takes from root all but the capabilities that the unit leaves it.
+fn limited_by(unit: &str) -> Run {
+    let names = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("capabilities");
+    let names: String = names.split(' ').map(|name| name.replace("CAP_", ",+").to_lowercase()).collect();
+    Run::new("setpriv", "util-linux").arg(format!("--bounding-set=-all{names}")).arg("--no-new-privs")
+}
+
+/// The calls in what strace has written.
+fn called_in(trace: &Path) -> BTreeSet<String> {
+    let trace = fs::read_to_string(trace).expect("what strace has seen");
+    let calls = trace.lines().filter_map(|line| line.split_once(' ')?.1.trim_start().split_once('('));
+    let is_name = |call: &&str| call.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    calls.map(|(call, _)| call).filter(is_name).map(str::to_owned).collect()
+}
+
+/// No systemd runs here: the capabilities are taken away by another program, and the calls of the system written down, from start to end.
+#[test]
+fn serve_needs_nothing_that_the_unit_forbids() {
+    need_root("take capabilities away");
+    let unit = fs::read_to_string(format!("{PACKAGING}/virbistream.service")).expect("the unit");
+    let scratch = Scratch::new();
+    let path = |name: &str| scratch.join(name);
+    let (link, near, control) = (path("link"), path("near"), path("control"));
+    let config = "listen = ['unix:DIR/link', 'tcp://127.0.0.1:0']\ncontrol = 'DIR/control'\nsocket_mode = '0600'\nsocket_owner = '65534'\n
+        [[target]]\nname = 'disk'\npath = 'DIR/far'\n[[allow]]\nlocal = true\ntargets = ['*']\n";
+    fs::write(path("serve.toml"), config.replace("DIR", &scratch.path().to_string_lossy())).expect("a new file");
+    echo_on(&path("far"));
+    // As QEMU's sockets are.
+    chown(path("far"), Some(65_534), Some(65_534)).expect("another owner");
+    fs::set_permissions(path("far"), PermissionsExt::from_mode(0o600)).expect("a mode");
+
+    let strace = Run::new("strace", "strace").args(["-D", "-f", "-qq", "--signal=none", "-o"]).arg(path("trace"));
+    let serve = tool().args(["serve", "--config"]).arg(path("serve.toml")).under(strace).under(limited_by(&unit));
+    let serve = serve.named("serve").start();
+    serve.ready();
+    let forward = forward(&format!("unix:{}", link.display()), [("disk", &*near)]).start();
+    forward.ready();
+    assert_echoes(&connect(&near), b"seen by strace");
+    tool().args(["ticket", "--target", "disk", "--control"]).arg(&control).succeed(PATIENCE);
+    forward.end_well(&[&near]);
+    serve.end_well(&[&link, &control]);
+
+    let (allowed, called) = (allowed_by(&unit), called_in(&path("trace")));
+    assert!(called.contains("epoll_wait") && called.contains("accept4"), "{called:?}");
+    let beyond: Vec<_> = called.difference(&allowed).collect();
+    assert!(beyond.is_empty(), "the unit's SystemCallFilter= forbids {beyond:?}");
+}
+
+/// A Debian in a folder, as its installer would make it.
+struct Debian(Scratch);
+
+impl Debian {
+    #[track_caller]
+    fn new() -> Self {
+        need_root("make a Debian in a folder");
+        need("debootstrap", "debootstrap");
+        let scratch = Scratch::new();
+        // Whose Debian this is, that one; what it mounts goes with its namespace.
+        let script = ". /etc/os-release; exec debootstrap --variant=minbase --include=systemd,man-db,bash-completion \"$VERSION_CODENAME\" \"$1\"";
+        let made = Run::new("unshare", "util-linux").named("debootstrap").args(["--mount", "sh", "-c", script, "sh"]);
+        made.arg(scratch.path()).succeed(10 * PATIENCE);
+        Self(scratch)
+    }
+
+    fn run(&self, script: &str) -> Finished {
+        Run::new("unshare", "util-linux")
+            .named(script)
+            .args(["--mount", "--pid", "--fork", "--kill-child"])
+            .arg(format!("--root={}", self.0.path().display()))
+            .args([
+                "--mount-proc",
+                "env",
+                "-i",
+                "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+                "LC_ALL=C.UTF-8",
+                "bash",
+                "-c",
+                script,
+            ])
+            .finish(5 * PATIENCE)
+    }
+
+    #[track_caller]
+    fn succeed(&self, script: &str) -> String {
+        let finished = self.run(script);
+        assert!(finished.status.success(), "{finished}");
+        finished.stdout
+    }
+}
+
+/// A Debian in which systemd runs, with all of the unit's limits.
+struct Booted {
+    nspawn: Process,
+    _debian: Debian,
+}
+
+impl Booted {
+    #[track_caller]
+    fn new(debian: Debian) -> Self {
+        let nspawn = Run::new("systemd-nspawn", "systemd-container")
+            .args(["--boot", "--register=no", "--keep-unit", "--private-network", "--console=pipe", "--directory"])
+            .arg(debian.0.path())
+            .start();
+        let this = Self { nspawn, _debian: debian };
+        wait_for("systemd in its folder", 2 * PATIENCE, || {
+            let state = this.run("systemctl is-system-running")?.stdout;
+            matches!(state.trim(), "running" | "degraded").then_some(())
+        });
+        this
+    }
+
+    fn run(&self, script: &str) -> Option<Finished> {
+        let target = format!("--target={}", first_child(self.nspawn.pid())?.as_raw_nonzero());
+        let nsenter = Run::new("nsenter", "util-linux").named(script).arg(target);
+        let inside = nsenter.args(
+            "--mount --net --ipc --uts --pid --root --wd env PATH=/usr/sbin:/usr/bin:/sbin:/bin bash -c".split(' '),
+        );
+        Some(inside.arg(script).finish(PATIENCE))
+    }
+
+    #[track_caller]
+    fn succeed(&self, script: &str) -> String {
+        let finished = self.run(script).expect("a systemd");
+        assert!(finished.status.success(), "{finished}");
+        finished.stdout
+    }
+}
+
+fn package(directory: &Path) -> PathBuf {
+    need("dpkg-shlibdeps", "dpkg-dev");
+    let script = Path::new(PACKAGING).join("debian");
+    let made = Run::at("packaging/debian", &script).arg(env!("CARGO_BIN_EXE_virbistream")).arg(directory);
+    made.succeed(5 * PATIENCE).stdout.trim().into()
+}
+
+/// By hand: it takes rights that a container may not give.
+#[test]
+#[ignore = "boots a systemd in a folder"]
+fn systemd_starts_reloads_and_stops_the_service() {
+    let (scratch, debian) = (Scratch::new(), Debian::new());
+    fs::copy(package(scratch.path()), debian.0.join("package.deb")).expect("copied");
+    debian.succeed("dpkg -i /package.deb && sed -i 's/^dn = .*/dn = \"*\"/' /etc/virbistream/serve.toml");
+    Authority::new("authority").fill(&debian.0.join("pki"));
+    let booted = Booted::new(debian);
+    booted.succeed(
+        "install -D /pki/cacert.pem /etc/pki/CA/cacert.pem && install -D -t /etc/pki/libvirt /pki/servercert.pem && \
+         install -D -m 600 -t /etc/pki/libvirt/private /pki/serverkey.pem",
+    );
+    let status = || booted.succeed("systemctl show -P ActiveState -P StatusText virbistream.service");
+    let probe = || booted.succeed("virbistream probe 'tls://127.0.0.1:16515?pkipath=/pki'");
+    booted.succeed("systemctl enable --now virbistream.socket virbistream.service");
+    assert_eq!(status(), "listening on tls://[::]:16515\nactive\n");
+    assert!(probe().starts_with("bistream\n"));
+    assert_eq!(booted.succeed("virbistream ticket --control /run/virbistream/control --target disks").trim().len(), 64);
+    booted.succeed("systemctl reload virbistream.service || { journalctl -u virbistream | cat; exit 1; }");
+    booted.succeed("echo wrong >>/etc/virbistream/serve.toml; ! systemctl reload virbistream.service");
+    assert_eq!(status(), "listening on tls://[::]:16515\nactive\n");
+    // Whoever comes while serve is away waits, and is served.
+    booted.succeed("sed -i '$d' /etc/virbistream/serve.toml; systemctl stop virbistream.service");
+    assert!(status().ends_with("\ninactive\n"));
+    assert!(probe().starts_with("bistream\n"));
+    assert!(status().ends_with("\nactive\n"));
+    booted.succeed("dpkg --purge virbistream; ! systemctl is-active virbistream.service virbistream.socket");
+}
+
+#[test]
+fn the_package_installs_into_a_fresh_debian_and_leaves_nothing_behind() {
+    let scratch = Scratch::new();
+    let package = package(scratch.path());
+    let debian = Debian::new();
+    fs::copy(&package, debian.0.join("package.deb")).expect("copied");
+    // Fails if it depends on what is not there.
+    debian.succeed("dpkg -i /package.deb");
+
+    assert_eq!(debian.succeed("virbistream --version"), tool().arg("--version").succeed(PATIENCE).stdout);
+    debian.succeed("virbistream check-config /etc/virbistream/serve.toml");
+    assert_eq!(debian.succeed("stat -c '%a %U' /run/virbistream"), "755 root\n");
+    for command in subcommands() {
+        let page = debian.run(&format!("MANWIDTH=200 man --warnings=all virbistream-{command} | cat"));
+        assert!(page.stdout.contains("EXIT STATUS") && page.stderr.is_empty(), "{page}");
+    }
+    let completed = "source /usr/share/bash-completion/bash_completion && _completion_loader virbistream; \
+                     COMP_WORDS=(virbistream ser) COMP_CWORD=1; _virbistream virbistream ser virbistream; echo \"${COMPREPLY[@]}\"";
+    assert_eq!(debian.succeed(completed), "serve\n");
+
+    let enabled = debian.run("systemctl is-enabled virbistream.service virbistream.socket");
+    assert_eq!(enabled.stdout, "disabled\ndisabled\n", "{enabled}");
+    let verified = debian.run("systemd-analyze verify --man=no virbistream.service virbistream.socket");
+    assert!(verified.status.success() && verified.stderr.is_empty(), "{verified}");
+    // Of 100; what is left is root, the network, and UNIX sockets.
+    debian.succeed("systemd-analyze security --offline=yes --threshold=25 --no-pager virbistream.service");
+
+    debian.succeed(
+        "systemctl enable virbistream.socket virbistream.service && echo '# mine' >>/etc/virbistream/serve.toml",
+    );
+    debian.succeed("dpkg --remove virbistream");
+    assert_eq!(debian.succeed("tail -n 1 /etc/virbistream/serve.toml"), "# mine\n");
+    debian.succeed("dpkg --purge virbistream");
+    let left = debian.succeed("find / -xdev -name '*virbistream*' -not -path '/proc/*'");
+    assert_eq!(left, "", "what the package has left");
+}
