@@ -7,6 +7,7 @@ mod control;
 mod demo;
 mod forward;
 mod link;
+mod nbd;
 mod pki;
 mod policy;
 mod probe;

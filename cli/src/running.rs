@@ -17,6 +17,8 @@ use virbistream::io::{
     Address, Dispatcher, Handle, Listener, Permissions, Report, Socket, TlsClient, TlsConfigError, TlsServer,
 };
 
+use crate::nbd::Disks;
+
 /// Why a command failed, in one sentence.
 #[derive(Debug, Error)]
 pub(crate) enum Error {
@@ -58,6 +60,7 @@ pub(crate) enum News {
 
 pub(crate) struct Running {
     handle: Handle,
+    disks: Disks,
     sender: Sender<News>,
     news: Receiver<News>,
 }
@@ -79,11 +82,16 @@ impl Running {
         let signalled = sender.clone();
         thread::spawn(move || signals.forever().take_while(|_| signalled.send(News::Signal).is_ok()).for_each(drop));
         spawn_loops(&sender, dispatchers.into_iter().map(|dispatcher| || dispatcher.run()).collect());
-        Ok(Self { handle, sender, news })
+        Ok(Self { handle, disks: Disks::default(), sender, news })
     }
 
     pub(crate) fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// The disks of streams that are observed.
+    pub(crate) fn disks(&self) -> &Disks {
+        &self.disks
     }
 
     /// From now on SIGHUP ends nothing, and is told.
@@ -234,7 +242,7 @@ impl Running {
         let (sender, news) = mpsc::channel();
         let handle = Dispatcher::new(drop).expect("a dispatcher").handle();
         spawn_loops(&sender, loops);
-        Self { handle, sender, news }
+        Self { handle, disks: Disks::default(), sender, news }
     }
 }
 

@@ -82,7 +82,8 @@ fn serve(settings: Settings) -> Result<(), Error> {
         session.hello_timeout = None;
     }
     let tickets = Arc::new(Tickets::default());
-    let policy = Policy::new(settings.rules, settings.offered, Arc::clone(&tickets));
+    let running = Running::start(log::Level::Warn, settings.threads)?;
+    let policy = Policy::new(settings.rules, settings.offered, Arc::clone(&tickets), running.disks().clone());
     let options = SessionOptions {
         config: session,
         access: Some(Arc::new(policy)),
@@ -93,7 +94,6 @@ fn serve(settings: Settings) -> Result<(), Error> {
         true => Some(settings.pki.server()?),
         false => None,
     };
-    let running = Running::start(log::Level::Warn, settings.threads)?;
     if tls.is_some() {
         running.tell_hangups()?;
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token};
 
 use super::channel::Opened;
-use super::handle::{Command, Handle, Lane, ListenerKey, SessionKey, SessionOptions, StreamKey};
+use super::handle::{Command, Handle, Lane, ListenerKey, MakeHandler, SessionKey, SessionOptions, StreamKey};
 use super::link::Link;
 use super::listener::Listener;
 use super::peer::{Context, Peer, Turn};
@@ -119,7 +119,7 @@ struct Listening {
 #[derive(Clone)]
 enum Role {
     Links(SessionOptions),
-    Forward { open: Open, session: Option<SessionKey> },
+    Forward { open: Open, handler: Arc<MakeHandler>, session: Option<SessionKey> },
 }
 
 impl std::fmt::Debug for Dispatcher {
@@ -342,8 +342,8 @@ impl Dispatcher {
                 self.hold(key, socket, Side::Accepting, Some(place), options, now);
             }
             Command::Listen { key, listener, options } => self.listen(key, listener, Role::Links(options)),
-            Command::Forward { key, listener, open } => {
-                self.listen(key, listener, Role::Forward { open, session: None });
+            Command::Forward { key, listener, open, handler } => {
+                self.listen(key, listener, Role::Forward { open, handler, session: None });
             }
             Command::Route { key, session } => self.route(key, session),
             Command::StopListening { key } => {
@@ -528,10 +528,11 @@ impl Dispatcher {
                 // Most often it is another's.
                 self.common.handle.send(key, Command::Accepted { key, socket, place, options });
             }
-            Role::Forward { open, session } => {
+            Role::Forward { open, handler, session } => {
                 if let Some(session) = session {
                     let key = StreamKey(self.common.handle.next_key());
-                    let opened = Opened { key, target: open.target.clone(), handler: Box::new(Relay::from(socket)) };
+                    let handler = handler(Relay::from(socket));
+                    let opened = Opened { key, target: open.target.clone(), handler };
                     self.open(session, open, opened, now);
                 }
             }

@@ -14,6 +14,7 @@ use super::handler::{Handler, NoTargets, Targets};
 use super::host_limit::HostLimit;
 use super::listener::Listener;
 use super::places::{LinkCounts, LinkLimits, Place as Seat, Places};
+use super::relay::Relay;
 use super::socket::Socket;
 use super::tokens::Place;
 use crate::proto::{Config, Side};
@@ -172,6 +173,7 @@ pub(super) enum Command {
         key: ListenerKey,
         listener: Arc<Listener>,
         open: Open,
+        handler: Arc<MakeHandler>,
     },
     Route {
         key: ListenerKey,
@@ -227,6 +229,9 @@ pub(super) enum Command {
     },
 }
 
+/// What makes a handler for a connection that is forwarded.
+pub(super) type MakeHandler = dyn Fn(Relay) -> Box<dyn Handler> + Send + Sync;
+
 type OnLogin = Box<dyn FnOnce(Result<(), LoginError>) + Send>;
 
 /// A call of a client of ours.
@@ -277,10 +282,25 @@ impl Handle {
     /// Turns everyone who connects into a stream, asked for as `open` says, of the session that `route` names;
     /// until then they wait in the listener's backlog.
     pub fn forward(&self, listener: Listener, open: Open) -> ListenerKey {
+        self.forward_through(listener, open, |relay| Box::new(relay))
+    }
+
+    /// The same, with a handler of your own around each connection's [`Relay`]: to see what passes, say. It is made on the dispatcher's
+    /// thread.
+    pub fn forward_through(
+        &self,
+        listener: Listener,
+        open: Open,
+        handler: impl Fn(Relay) -> Box<dyn Handler> + Send + Sync + 'static,
+    ) -> ListenerKey {
+        let handler: Arc<MakeHandler> = Arc::new(handler);
         let key = ListenerKey(self.next_key());
         // On all: connections are accepted where the session is.
         let listener = Arc::new(listener);
-        self.send_all(|| Command::Forward { key, listener: Arc::clone(&listener), open: open.clone() });
+        self.send_all(|| {
+            let (listener, handler) = (Arc::clone(&listener), Arc::clone(&handler));
+            Command::Forward { key, listener, open: open.clone(), handler }
+        });
         key
     }
 
