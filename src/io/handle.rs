@@ -17,7 +17,7 @@ use super::places::{LinkCounts, LinkLimits, Place as Seat, Places};
 use super::relay::Relay;
 use super::socket::Socket;
 use super::tokens::Place;
-use crate::proto::{Config, Side};
+use crate::proto::{Config, MemoryBudget, Side};
 use crate::rpc::{CallError, IncomingId, Login, LoginError, ProcedureId, StreamOptions};
 use crate::wire::{Open, RemoteError};
 
@@ -52,6 +52,9 @@ pub struct SessionOptions {
     /// What a client of libvirt's RPC can call here, where we are the accepting side. A daemon whose clients need not know
     /// BiStream sets `config.hello_timeout` to `None`.
     pub programs: Arc<Procedures>,
+    /// Bytes that arguments of calls without an answer, and what waits in legacy streams for handlers of ours, may hold: in all sessions
+    /// whose options are clones of these. A call or stream beyond is refused.
+    pub call_budget: MemoryBudget,
     /// Where a daemon listens that gets all packets of libvirt's RPC that come, instead of `programs`: untouched and in order, over
     /// a connection for each link, made with the first of them. `config.hello_timeout` had better be `None` then, too.
     pub daemon: Option<PathBuf>,
@@ -68,6 +71,7 @@ impl Default for SessionOptions {
             targets: Arc::new(NoTargets),
             access: None,
             programs: Arc::default(),
+            call_budget: MemoryBudget::new(2 << 30),
             daemon: None,
             keep_legacy: false,
             dial_timeout: Duration::from_secs(10),

@@ -89,7 +89,7 @@ impl Rpc {
 impl Legacy {
     pub(super) fn new(key: SessionKey, side: Side, options: &SessionOptions) -> Self {
         let rpc = match side {
-            Side::Accepting => Rpc::Daemon(Server::new()),
+            Side::Accepting => Rpc::Daemon(Server::with_budget(options.call_budget.clone())),
             Side::Connecting => Rpc::Client(Client::new()),
         };
         let program = (options.config.program.program, options.config.program.version);

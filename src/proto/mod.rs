@@ -90,6 +90,7 @@ pub(crate) use config::LONGEST;
 pub use error::{Misuse, OpenError, SessionError, StreamError};
 pub use event::Event;
 pub use memory::MemoryBudget;
+pub(crate) use memory::Share;
 pub use rate::TokenBucket;
 pub(crate) use rate::set_rate;
 pub use receive::Data;
