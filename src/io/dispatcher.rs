@@ -142,7 +142,7 @@ impl Dispatcher {
     /// The system's, when it gives no epoll or eventfd.
     pub fn new(report: impl FnMut(Report) + Send + 'static) -> io::Result<Self> {
         let (poll, lane) = polled_lane()?;
-        Ok(Self::on_lane(0, Handle::new([lane].into()), poll, Box::new(report)))
+        Ok(Self::on_lane(0, Handle::new([lane].into()), poll, report))
     }
 
     /// So many that have one [`Handle`], each to be run on a thread of its own. A session stays with one of them, and its handlers are
@@ -154,7 +154,7 @@ impl Dispatcher {
         let polled = (0..count.get()).map(|_| polled_lane()).collect::<io::Result<Vec<_>>>()?;
         let (polls, lanes): (Vec<_>, Vec<_>) = polled.into_iter().unzip();
         let handle = Handle::new(lanes.into());
-        let on_lane = |(lane, poll)| Self::on_lane(lane, handle.clone(), poll, Box::new(report.clone()));
+        let on_lane = |(lane, poll)| Self::on_lane(lane, handle.clone(), poll, report.clone());
         Ok(polls.into_iter().enumerate().map(on_lane).collect())
     }
 
@@ -162,8 +162,13 @@ impl Dispatcher {
         lane: usize,
         handle: Handle,
         (poll, tokens): (Poll, Tokens),
-        report: Box<dyn FnMut(Report) + Send>,
+        mut report: impl FnMut(Report) + Send + 'static,
     ) -> Self {
+        let shared = Arc::clone(&handle.shared);
+        let report = Box::new(move |what| {
+            shared.tally.count(&what);
+            report(what);
+        });
         let common = Common { poll, lane, handle, report, tokens, pool: Pool::default(), scratch: vec![0; BUFFER_LEN] };
         Self {
             common,
@@ -378,6 +383,8 @@ impl Dispatcher {
             Command::LimitChanged => {
                 self.peers.keys().copied().collect::<Vec<_>>().into_iter().for_each(|key| self.wants_turn(key));
             }
+            // Who asked may not wait any more.
+            Command::Status { to } => drop(to.send(self.peers.values_mut().map(|held| held.peer.status()).collect())),
             Command::LimitSession { session, rate } => {
                 self.with(session, now, |peer, cx| peer.set_limit(cx.now, rate));
             }

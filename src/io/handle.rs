@@ -3,6 +3,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -10,12 +11,14 @@ use parking_lot::Mutex;
 use super::access::Access;
 use super::call::{Answer, OnAnswer, Procedures};
 use super::channel::Opened;
+use super::counters::{Counters, Tally};
 use super::handler::{Handler, NoTargets, Targets};
 use super::host_limit::HostLimit;
 use super::listener::Listener;
-use super::places::{LinkCounts, LinkLimits, Place as Seat, Places};
+use super::places::{LinkLimits, Place as Seat, Places};
 use super::relay::Relay;
 use super::socket::Socket;
+use super::status::SessionStatus;
 use super::tokens::Place;
 use crate::proto::{Config, MemoryBudget, Side};
 use crate::rpc::{CallError, IncomingId, Login, LoginError, ProcedureId, StreamOptions};
@@ -106,6 +109,7 @@ pub(super) struct Shared {
     pub(super) limit: HostLimit,
     /// Of those who connect to listeners.
     pub(super) places: Arc<Places>,
+    pub(super) tally: Tally,
     /// Held while all lanes are told something.
     everywhere: Mutex<()>,
     /// Counted apart from other keys, so that sessions spread evenly.
@@ -215,6 +219,10 @@ pub(super) enum Command {
         call: OutgoingCall,
     },
     LimitChanged,
+    /// To be told of all sessions.
+    Status {
+        to: Sender<Vec<SessionStatus>>,
+    },
     LimitSession {
         session: SessionKey,
         rate: Option<u64>,
@@ -261,6 +269,7 @@ impl Handle {
                 lanes,
                 limit: HostLimit::default(),
                 places: Arc::new(Places::new(LinkLimits::default())),
+                tally: Tally::default(),
                 everywhere: Mutex::new(()),
                 next_session,
                 next_key,
@@ -400,9 +409,22 @@ impl Handle {
         self.shared.places.limit(limits);
     }
 
-    /// How many links have come in over listeners.
-    pub fn link_counts(&self) -> LinkCounts {
-        self.shared.places.counts()
+    /// What there is of links, and what has happened, in numbers.
+    pub fn counters(&self) -> Counters {
+        self.shared.places.count(self.shared.tally.read())
+    }
+
+    /// What runs now, by rising key: each dispatcher is asked, and what has not come within `patience` is not there. It waits, so it is not
+    /// for the dispatchers' own threads.
+    pub fn sessions(&self, patience: Duration) -> Vec<SessionStatus> {
+        let (sender, told) = mpsc::channel();
+        let until = Instant::now() + patience;
+        self.shared.lanes.iter().for_each(|lane| lane.send(Command::Status { to: sender.clone() }));
+        drop(sender);
+        let next = || told.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
+        let mut sessions: Vec<_> = std::iter::from_fn(next).flatten().collect();
+        sessions.sort_by_key(|status: &SessionStatus| status.session);
+        sessions
     }
 
     /// The same for the streams of a session.

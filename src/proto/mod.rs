@@ -94,7 +94,7 @@ pub(crate) use memory::Share;
 pub use rate::TokenBucket;
 pub(crate) use rate::set_rate;
 pub use receive::Data;
-pub use session::{Session, Side};
+pub use session::{RefusedOpens, Session, Side};
 pub(crate) use stream::rule_error;
 pub use stream::{StreamId, StreamMut, StreamStats};
 pub use transmit::{CONTROL_MAX, Grant};

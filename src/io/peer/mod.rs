@@ -13,6 +13,7 @@ use mio::Registry;
 use super::access::{Caller, Permit};
 use super::call::Answer;
 use super::channel::Channel;
+use super::counters::add;
 use super::front::{Following, Front};
 use super::handle::{Handle, OutgoingCall, SessionKey, SessionOptions, StreamKey};
 use super::legacy::Legacy;
@@ -20,8 +21,9 @@ use super::link::Link;
 use super::places::Place as Seat;
 use super::pool::Pool;
 use super::report::Report;
+use super::status::{SessionStatus, StreamStatus};
 use super::tokens::Tokens;
-use crate::proto::{Config, Event, LONGEST, Session, SessionError, Side, StreamId};
+use crate::proto::{Config, Event, LONGEST, RefusedOpens, Session, SessionError, Side, StreamId};
 use crate::rpc::{IncomingId, LegacyId, ProcedureId};
 use crate::wire::{Decoder, Extension, Open, PACKET_MAX};
 
@@ -81,6 +83,13 @@ pub(super) struct Peer {
     peer_ended: bool,
     /// HELLO stood once.
     stood: bool,
+    /// The version in force, since then.
+    version: Option<u32>,
+    /// Bytes that the link has taken, and given.
+    sent: u64,
+    received: u64,
+    /// Of the OPENs that the session refused by its limits, those that are counted.
+    refused_opens: RefusedOpens,
     /// Since when what is on its way out waits for the link to take some of it.
     unread_since: Option<Instant>,
     /// Until when the limit of all sessions holds up what could be sent.
@@ -156,6 +165,10 @@ impl Peer {
             phase: Phase::Running,
             peer_ended: false,
             stood: false,
+            version: None,
+            sent: 0,
+            received: 0,
+            refused_opens: RefusedOpens::default(),
             unread_since: None,
             limited_until: None,
             close_due: false,
@@ -233,12 +246,50 @@ impl Peer {
         self.end_after_peer();
         self.on_events(cx);
         self.end_if_finished(cx.now);
+        self.count_refused(cx);
         // What it says last may have come up behind all that was sent.
         let sent = sent || !was_closed && self.session.is_closed() && !self.session.is_finished();
         match self.phase {
             Phase::Gone => Turn::Gone,
             _ if sent || received && self.is_reading() => Turn::Again,
             _ => Turn::Wait,
+        }
+    }
+
+    /// What it is and does, and its streams that stand.
+    pub(super) fn status(&mut self) -> SessionStatus {
+        let streams = self.channels.iter().filter(|(_, channel)| channel.is_open()).filter_map(|(id, channel)| {
+            let stream = self.session.stream(*id)?;
+            Some(StreamStatus {
+                stream: channel.key,
+                id: *id,
+                target: channel.target.clone(),
+                priority: stream.priority(),
+                stats: stream.stats(),
+                credit: stream.credit(),
+                window: stream.window(),
+            })
+        });
+        let streams = streams.collect();
+        SessionStatus {
+            session: self.key,
+            peer: self.link.peer().to_owned(),
+            identity: self.link.identity().clone(),
+            version: self.version,
+            round_trip: self.session.round_trip(),
+            sent: self.sent,
+            received: self.received,
+            streams,
+        }
+    }
+
+    fn count_refused(&mut self, cx: &Context<'_>) {
+        let now = self.session.refused_opens();
+        let before = std::mem::replace(&mut self.refused_opens, now);
+        if now != before {
+            let tally = &cx.handle.shared.tally;
+            add(&tally.opens_over_rate, now.over_rate - before.over_rate);
+            add(&tally.opens_over_streams, now.over_streams - before.over_streams);
         }
     }
 
@@ -334,6 +385,7 @@ impl Peer {
                 Event::Hello { extensions } => self.judge_hello(cx.now, &extensions),
                 Event::Established { version, limits, .. } => {
                     self.stood = true;
+                    self.version = Some(version);
                     self.seat.iter_mut().for_each(Seat::stand);
                     (cx.report)(Report::Established { session: self.key, version, limits });
                 }

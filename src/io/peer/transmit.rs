@@ -55,6 +55,7 @@ impl Peer {
             match self.link.write(buffer, cx.pool) {
                 Ok(written) => {
                     budget = budget.saturating_sub(written);
+                    self.sent += written as u64;
                     if written > 0 {
                         self.unread_since = None;
                         self.legacy.on_progress(cx.now);
