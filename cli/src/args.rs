@@ -16,7 +16,7 @@ use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
 use crate::pki::Pki;
 use crate::uri::Uri;
-use crate::values::{Owner, Upstream, parse_bandwidth, parse_mode, parse_window};
+use crate::values::{Owner, Rate, Upstream, parse_bandwidth, parse_mode, parse_rate, parse_window};
 
 /// Carries many two-way streams over one connection: the disks and the memory of a live migration.
 #[derive(Debug, Parser)]
@@ -48,6 +48,10 @@ pub(crate) enum Command {
     CheckConfig(CheckConfigArgs),
     /// Have a running serve make a secret that lets its bearer in, once
     Ticket(TicketArgs),
+    /// Show the sessions and streams of a running serve or forward
+    Status(StatusArgs),
+    /// Change how fast a running serve or forward sends
+    Limit(LimitArgs),
     /// Listen on UNIX sockets, and carry each connection to a target of the peer
     Forward(ForwardArgs),
     /// Move disks and memory between two ends on this machine, and verify every byte
@@ -68,7 +72,12 @@ impl Command {
             Self::Serve(args) => args.check(),
             Self::Forward(args) => args.check(),
             Self::Conformance(args) => args.check(),
-            Self::Demo(_) | Self::Probe(_) | Self::CheckConfig(_) | Self::Ticket(_) => Ok(()),
+            Self::Demo(_)
+            | Self::Probe(_)
+            | Self::CheckConfig(_)
+            | Self::Ticket(_)
+            | Self::Status(_)
+            | Self::Limit(_) => Ok(()),
         }
     }
 }
@@ -97,7 +106,7 @@ pub(crate) struct ServeArgs {
     /// that passes is hidden. Without it such addresses are of the loopback
     #[arg(long)]
     pub(crate) insecure_tcp: bool,
-    /// A UNIX socket on which the user that runs serve can ask for tickets
+    /// A UNIX socket on which the user that runs serve can ask for tickets, see what runs and limit it
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
     /// Peers that may have a session at once; as many more may be on their way to one
@@ -155,6 +164,35 @@ pub(crate) struct TicketArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// The control socket of what runs
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: PathBuf,
+    /// Show it once; without a terminal that is so anyhow
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print it once as JSON
+    #[arg(long, conflicts_with = "once")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LimitArgs {
+    /// The control socket of what runs
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: PathBuf,
+    /// Only of this session, by its number in status; without it and --target, of all together
+    #[arg(long, value_name = "N", conflicts_with = "target")]
+    pub(crate) session: Option<u64>,
+    /// Only of each stream to this target that stands now
+    #[arg(long, value_name = "NAME")]
+    pub(crate) target: Option<String>,
+    /// Bytes a second, at most; `none` for as much as goes
+    #[arg(value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) rate: Rate,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ForwardArgs {
     /// The `virbistream serve` to connect to: tls://HOST:PORT, tcp://HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDRESS")]
@@ -169,6 +207,9 @@ pub(crate) struct ForwardArgs {
     /// A file with the ticket that lets us in, `-` for stdin. It is worth nothing after the first connection
     #[arg(long, value_name = "FILE", conflicts_with = "reconnect")]
     pub(crate) ticket: Option<PathBuf>,
+    /// A UNIX socket on which the user that runs forward can see what runs, and limit it
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
     /// When the session is lost, keep listening and connect again
     #[arg(long)]
     pub(crate) reconnect: bool,

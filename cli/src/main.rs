@@ -5,7 +5,9 @@ mod config;
 mod conformance;
 mod control;
 mod demo;
+mod desk;
 mod forward;
+mod limit;
 mod link;
 mod nbd;
 mod pki;
@@ -13,6 +15,7 @@ mod policy;
 mod probe;
 mod running;
 mod serve;
+mod status;
 mod stderr;
 mod ticket;
 mod uri;
@@ -52,6 +55,8 @@ fn run(cli: &Cli, stderr: &Stderr) -> ExitCode {
         Command::Serve(args) => serve::run(args).map(done).map_err(|error| error.to_string()),
         Command::CheckConfig(args) => serve::check(&args.file).map(done).map_err(|error| error.to_string()),
         Command::Ticket(args) => ticket::run(args).map(done),
+        Command::Status(args) => status::run(args).map(done),
+        Command::Limit(args) => limit::run(args).map(done),
         Command::Forward(args) => forward::run(args).map(done).map_err(|error| error.to_string()),
         Command::Demo(args) => demo::run(args).map(done).map_err(|error| error.to_string()),
         Command::Probe(args) => probe::run(args).map(|found| found.exit_code()).map_err(|error| error.to_string()),

@@ -3,6 +3,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -17,7 +18,10 @@ use virbistream::io::{
     Address, Dispatcher, Handle, Listener, Permissions, Report, Socket, TlsClient, TlsConfigError, TlsServer,
 };
 
+use crate::control::Control;
+use crate::desk::Desk;
 use crate::nbd::Disks;
+use crate::policy::Tickets;
 
 /// Why a command failed, in one sentence.
 #[derive(Debug, Error)]
@@ -92,6 +96,16 @@ impl Running {
     /// The disks of streams that are observed.
     pub(crate) fn disks(&self) -> &Disks {
         &self.disks
+    }
+
+    /// Answers at a control socket, if there is to be one, until that is dropped.
+    pub(crate) fn control(&self, path: Option<&Path>, tickets: Option<Arc<Tickets>>) -> Result<Option<Control>, Error> {
+        let start = |path: &Path| {
+            let address = Address::Unix(path.into());
+            let desk = Desk::new(self.handle.clone(), self.disks.clone(), tickets);
+            Control::start(path, desk).map_err(|source| Error::Listen { address, source })
+        };
+        path.map(start).transpose()
     }
 
     /// From now on SIGHUP ends nothing, and is told.

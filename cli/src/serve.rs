@@ -7,7 +7,6 @@ use virbistream::io::{Address, LinkLimits, SessionOptions, TlsServer};
 
 use crate::args::ServeArgs;
 use crate::config::{Mistake, Settings, is_open, open, threads};
-use crate::control::Control;
 use crate::pki::Pki;
 use crate::policy::{Offered, Policy, Rights, Rule, Tickets, Who, glob};
 use crate::running::{Error, News, Running, bind, say_ready};
@@ -100,11 +99,7 @@ fn serve(settings: Settings) -> Result<(), Error> {
     running.handle().limit(settings.bandwidth);
     let most = settings.max_sessions;
     running.handle().limit_links(LinkLimits { sessions: most, half_open: most });
-    let control = settings.control.as_ref().map(|path| {
-        let address = Address::Unix(path.clone());
-        Control::start(path, tickets).map_err(|source| Error::Listen { address, source })
-    });
-    let _control = control.transpose()?;
+    let _control = running.control(settings.control.as_deref(), Some(tickets))?;
     let bind = |address| bind(address, permissions, tls.as_ref());
     let listeners = listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
     let mut addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();

@@ -88,6 +88,17 @@ pub(crate) fn parse_bandwidth(text: &str) -> Result<ByteSize, String> {
     }
 }
 
+/// A bandwidth, or none to keep to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate(pub(crate) Option<u64>);
+
+pub(crate) fn parse_rate(text: &str) -> Result<Rate, String> {
+    match text {
+        "none" => Ok(Rate(None)),
+        _ => parse_bandwidth(text).map(|ByteSize(bytes)| Rate(Some(bytes))),
+    }
+}
+
 pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text, 8)
         .ok()

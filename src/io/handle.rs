@@ -28,6 +28,13 @@ use crate::wire::{Open, RemoteError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey(pub(super) u64);
 
+impl SessionKey {
+    /// The same as a number, which rises from 1.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
 impl fmt::Display for SessionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

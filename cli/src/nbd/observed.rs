@@ -33,7 +33,6 @@ impl Disks {
     }
 
     /// What is known of a stream's disk, if it is one.
-    #[expect(dead_code, reason = "for what shows streams at work")]
     pub(crate) fn of(&self, stream: StreamKey) -> Option<Arc<Disk>> {
         self.0.lock().get(&stream).cloned()
     }
