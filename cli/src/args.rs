@@ -14,6 +14,7 @@ use virbistream::wire::PRIORITY_MAX;
 
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
+use crate::metrics::parse_address;
 use crate::pki::Pki;
 use crate::uri::Uri;
 use crate::values::{Owner, Rate, Upstream, parse_bandwidth, parse_mode, parse_rate, parse_window};
@@ -109,6 +110,9 @@ pub(crate) struct ServeArgs {
     /// A UNIX socket on which the user that runs serve can ask for tickets, see what runs and limit it
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
+    /// Tell Prometheus what runs, at GET /metrics: tcp://127.0.0.1:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
+    pub(crate) metrics: Option<Address>,
     /// Peers that may have a session at once; as many more may be on their way to one
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) max_sessions: usize,
@@ -124,7 +128,8 @@ pub(crate) struct ServeArgs {
 }
 
 /// What a file says instead.
-const CONFIGURED: [&str; 17] = [
+const CONFIGURED: [&str; 18] = [
+    "metrics",
     "allow_dn",
     "directory",
     "window_max",
@@ -210,6 +215,9 @@ pub(crate) struct ForwardArgs {
     /// A UNIX socket on which the user that runs forward can see what runs, and limit it
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
+    /// Tell Prometheus what runs, at GET /metrics: tcp://127.0.0.1:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
+    pub(crate) metrics: Option<Address>,
     /// When the session is lost, keep listening and connect again
     #[arg(long)]
     pub(crate) reconnect: bool,

@@ -16,7 +16,7 @@ const TICKET_MAX: u64 = 24 * 3600;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Streams that one answer tells of.
-const STREAMS_MAX: usize = 10_000;
+pub(crate) const STREAMS_MAX: usize = 10_000;
 
 /// All that can be asked.
 #[derive(Clone, Debug)]
@@ -153,30 +153,28 @@ impl Desk {
     }
 }
 
-/// What only rises, by its name.
-pub(crate) fn counted(counters: &Counters) -> [(&'static str, u64); 14] {
+/// What only rises, by its name, and what it is.
+pub(crate) fn counted(counters: &Counters) -> [(&'static str, &'static str, u64); 14] {
     [
-        ("links_accepted", counters.links_accepted),
-        ("links_refused", counters.links_refused),
-        ("sessions_begun", counters.sessions_begun),
-        ("sessions_ended", counters.sessions_ended),
-        ("hello_timeouts", counters.hello_timeouts),
-        ("silent_peers", counters.silent_peers),
-        ("unread_links", counters.unread_links),
-        ("floods", counters.floods),
-        ("violations", counters.violations),
-        ("links_lost", counters.links_lost),
-        ("streams_opened", counters.streams_opened),
-        ("streams_refused", counters.streams_refused),
-        ("opens_over_rate", counters.opens_over_rate),
-        ("opens_over_streams", counters.opens_over_streams),
+        ("links_accepted", "Links accepted.", counters.links_accepted),
+        ("links_refused", "Links closed at once, since there were too many.", counters.links_refused),
+        ("sessions_begun", "Sessions whose HELLO stood.", counters.sessions_begun),
+        ("sessions_ended", "Sessions that are over, and links that never had one.", counters.sessions_ended),
+        ("hello_timeouts", "Links whose HELLO did not come in time.", counters.hello_timeouts),
+        ("silent_peers", "Sessions ended since nothing was heard.", counters.silent_peers),
+        ("unread_links", "Sessions ended since the peer read nothing.", counters.unread_links),
+        ("floods", "Sessions ended since the peer sent too many control packets.", counters.floods),
+        ("violations", "Sessions ended by another rule that the peer broke.", counters.violations),
+        ("links_lost", "Sessions lost with their link.", counters.links_lost),
+        ("streams_opened", "Streams that stood.", counters.streams_opened),
+        ("streams_refused", "Streams that did not come to be, but for limits.", counters.streams_refused),
+        ("opens_over_rate", "Streams refused since too many were asked for in a second.", counters.opens_over_rate),
+        ("opens_over_streams", "Streams refused since there were too many.", counters.opens_over_streams),
     ]
 }
 
 fn counters_json(counters: &Counters) -> Value {
-    let mut all: serde_json::Map<_, _> =
-        counted(counters).into_iter().map(|(name, count)| (name.to_owned(), json!(count))).collect();
-    all.insert("sessions_now".into(), json!(counters.sessions_now));
-    all.insert("half_open_now".into(), json!(counters.half_open_now));
-    all.into()
+    let counted = counted(counters).into_iter().map(|(name, _, count)| (name, count));
+    let now = [("sessions_now", counters.sessions_now), ("half_open_now", counters.half_open_now)];
+    counted.chain(now).map(|(name, count)| (name.to_owned(), json!(count))).collect::<serde_json::Map<_, _>>().into()
 }

@@ -29,6 +29,7 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
     args.pki.client(&args.peer)?;
     let running = Running::start(log::Level::Info, NonZeroUsize::MIN)?;
     running.handle().limit(args.session.bandwidth());
+    let _metrics = running.metrics(args.metrics.as_ref())?;
     let _control = running.control(args.control.as_deref(), None)?;
     let permissions = args.permissions.permissions();
     let listeners =

@@ -9,6 +9,7 @@ mod desk;
 mod forward;
 mod limit;
 mod link;
+mod metrics;
 mod nbd;
 mod pki;
 mod policy;

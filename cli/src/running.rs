@@ -20,6 +20,7 @@ use virbistream::io::{
 
 use crate::control::Control;
 use crate::desk::Desk;
+use crate::metrics::Metrics;
 use crate::nbd::Disks;
 use crate::policy::Tickets;
 
@@ -100,12 +101,20 @@ impl Running {
 
     /// Answers at a control socket, if there is to be one, until that is dropped.
     pub(crate) fn control(&self, path: Option<&Path>, tickets: Option<Arc<Tickets>>) -> Result<Option<Control>, Error> {
-        let start = |path: &Path| {
-            let address = Address::Unix(path.into());
-            let desk = Desk::new(self.handle.clone(), self.disks.clone(), tickets);
-            Control::start(path, desk).map_err(|source| Error::Listen { address, source })
-        };
-        path.map(start).transpose()
+        let Some(path) = path else { return Ok(None) };
+        let control = Control::start(path, self.desk(tickets));
+        control.map(Some).map_err(|source| Error::Listen { address: Address::Unix(path.into()), source })
+    }
+
+    /// The same for metrics.
+    pub(crate) fn metrics(&self, address: Option<&Address>) -> Result<Option<Metrics>, Error> {
+        let Some(address) = address else { return Ok(None) };
+        let metrics = Metrics::start(address, self.desk(None));
+        metrics.map(Some).map_err(|source| Error::Listen { address: address.clone(), source })
+    }
+
+    fn desk(&self, tickets: Option<Arc<Tickets>>) -> Desk {
+        Desk::new(self.handle.clone(), self.disks.clone(), tickets)
     }
 
     /// From now on SIGHUP ends nothing, and is told.

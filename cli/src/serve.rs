@@ -47,6 +47,7 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
         permissions,
         libvirt: args.libvirt.as_ref().map(|libvirt| libvirt.0.clone()),
         control: args.control.clone(),
+        metrics: args.metrics.clone(),
         pki: args.pki.clone(),
         threads: threads(args.threads),
         max_sessions: args.max_sessions,
@@ -99,6 +100,7 @@ fn serve(settings: Settings) -> Result<(), Error> {
     running.handle().limit(settings.bandwidth);
     let most = settings.max_sessions;
     running.handle().limit_links(LinkLimits { sessions: most, half_open: most });
+    let _metrics = running.metrics(settings.metrics.as_ref())?;
     let _control = running.control(settings.control.as_deref(), Some(tickets))?;
     let bind = |address| bind(address, permissions, tls.as_ref());
     let listeners = listen.iter().map(bind).collect::<Result<Vec<_>, _>>()?;

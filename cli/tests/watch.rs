@@ -29,9 +29,12 @@ impl Ends {
         let (near, far) = (paths("near"), paths("far"));
         echo_on(&far[0]);
         let targets = names.iter().copied().zip(far.iter().map(PathBuf::as_path));
-        let serve = serve(ANY_PORT, targets).arg("--control").arg(&controls[0]).start();
+        let metrics = ["serve.metrics", "forward.metrics"].map(|name| format!("unix:{}", scratch.join(name).display()));
+        let serve =
+            serve(ANY_PORT, targets).arg("--control").arg(&controls[0]).args(["--metrics", &metrics[0]]).start();
         let sockets = names.iter().copied().zip(near.iter().map(PathBuf::as_path));
-        let forward = forward(&serve.ready(), sockets).arg("--control").arg(&controls[1]).start();
+        let forward = forward(&serve.ready(), sockets).arg("--control").arg(&controls[1]);
+        let forward = forward.args(["--metrics", &metrics[1]]).start();
         forward.ready();
         Self { serve, forward, near: near[0].clone(), controls }
     }
@@ -115,6 +118,11 @@ fn both_ends_show_their_session_its_streams_and_the_disk_of_one() {
             assert!(table.contains(word), "no {word:?} in {table}");
         }
     }
+    for end in ["serve", "forward"] {
+        let body = metrics(&scratch, end);
+        let size = "virbistream_disk_size_bytes{session=\"1\",stream=\"3\",target=\"disk\",export=\"vda\"} 8388608";
+        assert!(body.lines().any(|line| line == size), "{body}");
+    }
     drop(echo);
     qmp.call("blockdev-del", json!({"node-name": "it"}));
     ends.end();
@@ -148,6 +156,73 @@ fn a_limit_of_all_of_a_session_and_of_a_target_holds_until_it_is_lifted() {
         });
     }
     ends.end();
+}
+
+/// An answer to this first line of a request.
+#[track_caller]
+fn ask(mut connection: impl Read + Write, line: &str) -> String {
+    write!(connection, "{line} HTTP/1.1\r\nHost: here\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).expect("an answer that ends");
+    answer
+}
+
+/// What an end tells Prometheus, whose own parser has nothing against it.
+#[track_caller]
+fn metrics(scratch: &Scratch, end: &str) -> String {
+    let answer = ask(connect(&scratch.join(&format!("{end}.metrics"))), "GET /metrics");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    let mut checked = Run::new("promtool", "prometheus").args(["check", "metrics"]).with_stdin().start();
+    checked.say(body.as_bytes()).expect("promtool reads");
+    let checked = checked.finish(PATIENCE);
+    assert!(checked.status.success(), "{checked}\n{body}");
+    body.to_owned()
+}
+
+#[test]
+fn prometheus_own_parser_takes_the_metrics_of_both_ends() {
+    let scratch = Scratch::new();
+    let ends = Ends::start(&scratch);
+    let echo = connect(&ends.near);
+    assert_echoes(&echo, b"twelve bytes");
+    for end in ["serve", "forward"] {
+        let body = metrics(&scratch, end);
+        let labels = "{session=\"1\",stream=\"1\",target=\"echo\"}";
+        for sample in [
+            "virbistream_sessions_begun_total 1",
+            "virbistream_streams_opened_total 1",
+            &format!("virbistream_stream_sent_bytes_total{labels} 12"),
+            &format!("virbistream_stream_received_bytes_total{labels} 12"),
+        ] {
+            assert!(body.lines().any(|line| line == sample), "no {sample} in {body}");
+        }
+        let socket = scratch.join(&format!("{end}.metrics"));
+        assert!(ask(connect(&socket), "GET /").starts_with("HTTP/1.1 404 "));
+        assert!(ask(connect(&socket), "POST /metrics").starts_with("HTTP/1.1 405 "));
+    }
+    drop(echo);
+    ends.end();
+}
+
+#[test]
+fn metrics_are_for_this_host_alone() {
+    let scratch = Scratch::new();
+    let near = scratch.join("near");
+    let run = |address: &str| forward("unix:/nowhere", [("disk", &*near)]).args(["--metrics", address]);
+    for address in ["tcp://0.0.0.0:0", "tcp://192.0.2.1:9100", "tls://127.0.0.1:9100"] {
+        let finished = run(address).finish(PATIENCE);
+        assert_eq!(finished.status.code(), Some(2), "{finished}");
+        assert!(finished.stderr.contains("tcp://127.0.0.1:PORT or unix:PATH"), "{finished}");
+    }
+    let far = scratch.join("far");
+    let serve = serve(ANY_PORT, [("disk", &*far)]).args(["--metrics", "tcp://127.0.0.1:0"]).start();
+    serve.ready();
+    let line = serve.line_on_stderr("where the metrics are", |line| line.contains("metrics on tcp://"));
+    let (_, address) = line.split_once("tcp://").expect("an address");
+    let connection = std::net::TcpStream::connect(address).expect("it listens");
+    assert!(ask(connection, "GET /metrics").contains("virbistream_sessions 0"));
+    serve.end_well(&[]);
 }
 
 #[test]

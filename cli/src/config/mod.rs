@@ -13,6 +13,7 @@ use virbistream::io::{Address, Permissions};
 use virbistream::proto::{Config, MemoryBudget};
 use virbistream::wire::{is_valid_target, kind};
 
+use crate::metrics::parse_address;
 use crate::pki::Pki;
 use crate::policy::{Offered, Pattern, Rights, Rule, Who, glob};
 use crate::values::{Owner, Upstream, parse_bandwidth, parse_mode, parse_window};
@@ -29,6 +30,7 @@ pub(crate) struct Settings {
     pub(crate) permissions: Permissions,
     pub(crate) libvirt: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
+    pub(crate) metrics: Option<Address>,
     pub(crate) pki: Pki,
     pub(crate) threads: NonZeroUsize,
     pub(crate) max_sessions: usize,
@@ -67,6 +69,7 @@ impl Settings {
             permissions: Permissions { mode, user: owner.user, group: owner.group },
             libvirt: table.parsed("libvirt").map(|Upstream(path)| path),
             control: table.text("control").map(PathBuf::from),
+            metrics: table.parsed_by("metrics", parse_address),
             pki: Pki { directory: table.text("pki").map(PathBuf::from) },
             threads: threads(table.number("threads", 1..1025).and_then(|number| NonZeroUsize::new(number as usize))),
             max_sessions: table.number("max_sessions", 1..1 << 32).map_or(1024, |number| number as usize),
@@ -229,6 +232,7 @@ mod tests {
 listen = ["unix:/run/links", "tcp://127.0.0.1:16515"]
 libvirt = "unix:/run/libvirt/libvirt-sock"
 control = "/run/control"
+metrics = "tcp://127.0.0.1:9100"
 socket_mode = "0660"
 window = "1MiB"
 memory = "64MiB"
