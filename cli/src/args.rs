@@ -14,6 +14,7 @@ use virbistream::wire::PRIORITY_MAX;
 
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
+use crate::logging::LogFormat;
 use crate::metrics::parse_address;
 use crate::pki::Pki;
 use crate::uri::Uri;
@@ -26,6 +27,9 @@ pub(crate) struct Cli {
     /// Say what happens on stderr
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
+    /// How what is said on stderr looks
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    pub(crate) log_format: LogFormat,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

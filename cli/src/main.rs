@@ -6,9 +6,11 @@ mod conformance;
 mod control;
 mod demo;
 mod desk;
+mod events;
 mod forward;
 mod limit;
 mod link;
+mod logging;
 mod metrics;
 mod nbd;
 mod pki;
@@ -22,17 +24,14 @@ mod ticket;
 mod uri;
 mod values;
 
-use std::io::Write;
 use std::process::ExitCode;
-
-use env_logger::Target;
 
 use args::{Cli, Command};
 use stderr::Stderr;
 
 fn main() -> ExitCode {
     let cli = Cli::of_this_process();
-    let stderr = match Stderr::new() {
+    let stderr = match Stderr::new(cli.log_format) {
         Ok(stderr) => stderr,
         Err(error) => {
             eprintln!("virbistream: no thread can be had: {error}");
@@ -45,12 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli, stderr: &Stderr) -> ExitCode {
-    let level = if cli.verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn };
-    env_logger::Builder::new()
-        .filter_level(level)
-        .target(Target::Pipe(Box::new(stderr.clone())))
-        .format(|out, record| writeln!(out, "virbistream: {}", record.args()))
-        .init();
+    logging::start(cli.verbose, cli.log_format, stderr);
     let done = |()| ExitCode::SUCCESS;
     let result = match &cli.command {
         Command::Serve(args) => serve::run(args).map(done).map_err(|error| error.to_string()),
@@ -66,7 +60,7 @@ fn run(cli: &Cli, stderr: &Stderr) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(sentence) => {
-            stderr.say(format!("virbistream: {sentence}\n").into());
+            log::error!("{sentence}");
             ExitCode::FAILURE
         }
     }

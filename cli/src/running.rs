@@ -20,6 +20,7 @@ use virbistream::io::{
 
 use crate::control::Control;
 use crate::desk::Desk;
+use crate::events;
 use crate::metrics::Metrics;
 use crate::nbd::Disks;
 use crate::policy::Tickets;
@@ -78,7 +79,7 @@ impl Running {
         let (sender, news) = mpsc::channel();
         let reports = sender.clone();
         let dispatchers = Dispatcher::several(threads, move |report| {
-            log(&report, session_failed);
+            events::log(&report, session_failed);
             let _ = reports.send(News::Report(report));
         })?;
         // There is one at least.
@@ -220,42 +221,6 @@ pub(crate) fn say_ready(chosen: &[Address]) {
     // Who started us may not read it: no reason to fail.
     let chosen: String = chosen.iter().map(|address| format!(" {address}")).collect();
     let _ = writeln!(stdout, "ready{chosen}").and_then(|()| stdout.flush());
-}
-
-fn log(report: &Report, session_failed: log::Level) {
-    match report {
-        Report::LinkAccepted { session, peer } => log::info!("session {session}: link accepted from {peer}"),
-        Report::LinkSecured { session, version, identity } => {
-            log::info!("session {session}: {version} with {identity}")
-        }
-        Report::Established { session, version, limits } => log::info!(
-            "session {session}: BiStream {version}, {} streams, {} bytes a packet",
-            limits.max_streams,
-            limits.max_data
-        ),
-        Report::Draining { session } => log::info!("session {session}: the peer takes no new streams"),
-        Report::Legacy { session, error } => log::info!("session {session}: a legacy peer: {error}"),
-        Report::SessionEnded { session, cause: Ok(()) } => log::info!("session {session}: closed"),
-        Report::SessionEnded { session, cause: Err(cause) } => {
-            log::log!(session_failed, "session {session}: {cause}");
-        }
-        Report::StreamOpened { session, id, target, .. } => log::info!("session {session}: stream {id} to `{target}`"),
-        Report::StreamRefused { session, target, reason, .. } => {
-            log::warn!("session {session}: no stream to `{target}`: {reason}");
-        }
-        Report::StreamEnded { session, id, target, cause, stats, .. } => {
-            let bytes = format!("{} bytes sent, {} received", stats.sent, stats.received);
-            match cause {
-                Ok(()) => log::info!("session {session}: stream {id} to `{target}` done, {bytes}"),
-                Err(cause) => log::warn!("session {session}: stream {id} to `{target}` failed, {bytes}: {cause}"),
-            }
-        }
-        Report::LinksRefused { peer, count } => {
-            log::warn!("as many links are open as may be: {count} refused, the last from {peer}");
-        }
-        Report::AcceptFailed { reason, .. } => log::warn!("a connection cannot be accepted: {reason}"),
-        _ => {}
-    }
 }
 
 #[cfg(test)]

@@ -238,3 +238,38 @@ fn what_cannot_be_shown_or_limited_is_said() {
     assert_fails(ticket, &["tickets are made by serve"]);
     ends.end();
 }
+
+/// What was said, a JSON object on each line.
+#[track_caller]
+fn events(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+}
+
+#[test]
+fn each_line_is_an_object_with_its_fields_where_that_is_asked_for() {
+    let scratch = Scratch::new();
+    let (near, far) = (scratch.join("near"), scratch.join("far"));
+    echo_on(&far);
+    let json = ["--log-format", "json"];
+    let serve = serve(ANY_PORT, [("echo", &*far)]).args(json).start();
+    let forward = forward(&serve.ready(), [("echo", &*near)]).args(json).start();
+    forward.ready();
+    let echo = connect(&near);
+    assert_echoes(&echo, b"twelve bytes");
+    drop(echo);
+    for end in [&forward, &serve] {
+        end.line_on_stderr("the end of a stream", |line| line.contains("stream_ended"));
+    }
+    for ended in [forward.end_well(&[&near]), serve.end_well(&[])] {
+        let events = events(&ended.stderr);
+        assert!(events.iter().all(|event| event["time"].is_string() && event["message"].is_string()), "{events:?}");
+        let end = events.iter().find(|event| event["event"] == "stream_ended").expect("the end of a stream");
+        let fields = ["level", "session", "stream", "target", "sent", "received"].map(|key| &end[key]);
+        assert_eq!(json!(fields), json!(["info", 1, 1, "echo", 12, 12]));
+    }
+    let nothing = scratch.join("nothing");
+    let failed = status(&nothing).arg("--once").args(json).finish(PATIENCE);
+    let [event] = &events(&failed.stderr)[..] else { panic!("{failed}") };
+    assert_eq!(event["level"], "error");
+    assert!(event["message"].as_str().is_some_and(|text| text.starts_with("the control socket")), "{event}");
+}

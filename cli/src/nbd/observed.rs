@@ -68,7 +68,12 @@ impl Handler for Observed {
     fn detach(&mut self, registry: &Registry) {
         self.handler.detach(registry);
         if let (Some((session, _)), Some(figures)) = (self.key, self.disk.figures()) {
-            log::info!("session {session}: {figures}");
+            log::info!(
+                event = "disk", session = session.number(), export = figures.export.as_str(), size = figures.size,
+                written = figures.written, zeroed = figures.zeroed, trimmed = figures.trimmed, read = figures.read,
+                flushes = figures.flushes;
+                "session {session}: {figures}"
+            );
         }
     }
 
