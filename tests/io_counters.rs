@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use io_support::*;
-use virbistream::io::{Counters, Decision, Handle, Request, SessionOptions, Socket};
+use virbistream::io::{Counters, Decision, Handle, Report, Request, SessionOptions, Socket};
 use virbistream::proto::{Config, MemoryBudget, Side};
 use virbistream::wire::Open;
 
@@ -68,6 +68,8 @@ fn a_stream_that_stands_still_is_seen_with_all_that_it_did_from_both_ends() {
     assert_eq!((&*out.target, out.priority, out.id), ("it", 3, into.id));
     assert_eq!((out.stats.sent, out.stats.stalls, out.credit), (sent, 1, 0));
     assert_eq!((into.stats.consumed, into.window), (TAKEN as u64, sent));
+    let [later] = &near_node.handle.sessions(PATIENCE)[..] else { panic!("one session") };
+    assert!(later.streams[0].stalled > out.stalled && into.stalled.is_zero(), "{later:?}");
     let counters = near_node.handle.counters();
     assert_eq!((counters.sessions_begun, counters.streams_opened, counters.sessions_ended), (1, 1, 0));
     far_node.handle.shutdown("the test is over");
@@ -83,7 +85,7 @@ fn streams_and_opens_beyond_the_limits_are_counted_apart() {
     ] {
         let targets = Arc::new(Offer(|_: &Request<'_>| Decision::Accept(taking(0))));
         let (near, far) = tcp_link();
-        let (mut near_node, far_node) = (Node::start(), Node::start());
+        let (mut near_node, mut far_node) = (Node::start(), Node::start());
         let options = SessionOptions { targets, config, ..SessionOptions::default() };
         far_node.handle.attach(Socket::from_tcp(far).unwrap(), Side::Accepting, options);
         let key = near_node.handle.attach(Socket::from_tcp(near).unwrap(), Side::Connecting, SessionOptions::default());
@@ -96,6 +98,7 @@ fn streams_and_opens_beyond_the_limits_are_counted_apart() {
         });
         let counted = |counters: &Counters| [counters.opens_over_rate, counters.opens_over_streams];
         counters_until(&far_node.handle, "the refusals", |counters| counted(counters) == over);
+        far_node.wait("a line", |report| matches!(report, Report::OpensRefused { count: 1.., .. }).then_some(()));
     }
 }
 

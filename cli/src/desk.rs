@@ -107,6 +107,7 @@ impl Desk {
             "credit": stream.credit,
             "window": stream.window,
             "stalls": stats.stalls,
+            "stalled_us": stream.stalled.as_micros() as u64,
             "disk": self.disk(stream).map(|disk| json!({
                 "export": disk.export,
                 "size": disk.size,

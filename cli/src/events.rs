@@ -26,6 +26,10 @@ pub(crate) fn log(report: &Report, session_failed: log::Level) {
             event = "legacy_peer", session = session.number(), error:%;
             "session {session}: a legacy peer: {error}"
         ),
+        Report::OpensRefused { session, count } => log::warn!(
+            event = "opens_refused", session = session.number(), count = *count;
+            "session {session}: the peer asked for more streams than it may have: {count} refused"
+        ),
         Report::SessionEnded { session, cause } => log_session_end(*session, cause, session_failed),
         Report::StreamOpened { .. } | Report::StreamRefused { .. } | Report::StreamEnded { .. } => log_stream(report),
         Report::LinksRefused { peer, count } => log::warn!(

@@ -153,24 +153,29 @@ fn of_sessions(out: &mut String, sessions: &[SessionStatus]) {
 type Standing<'a> = (&'a SessionStatus, &'a StreamStatus);
 
 fn of_streams(out: &mut String, streams: &[Standing<'_>]) {
-    type Figure = fn(&StreamStatus) -> u64;
-    let figures: [(&str, &str, &str, Figure); 7] = [
-        ("stream_sent_bytes_total", "Bytes sent.", "counter", |stream| stream.stats.sent),
+    type Figure = fn(&StreamStatus) -> f64;
+    let figures: [(&str, &str, &str, Figure); 8] = [
+        ("stream_sent_bytes_total", "Bytes sent.", "counter", |stream| stream.stats.sent as f64),
         ("stream_delivered_bytes_total", "Bytes sent that the peer has delivered.", "counter", |stream| {
-            stream.stats.delivered
+            stream.stats.delivered as f64
         }),
-        ("stream_received_bytes_total", "Bytes received.", "counter", |stream| stream.stats.received),
+        ("stream_received_bytes_total", "Bytes received.", "counter", |stream| stream.stats.received as f64),
         ("stream_consumed_bytes_total", "Bytes received that were delivered here.", "counter", |stream| {
-            stream.stats.consumed
+            stream.stats.consumed as f64
         }),
         ("stream_stalls_total", "How often sending used up the peer's credit.", "counter", |stream| {
-            stream.stats.stalls
+            stream.stats.stalls as f64
         }),
-        ("stream_credit_bytes", "Bytes that the peer lets us send now.", "gauge", |stream| stream.credit),
-        ("stream_window_bytes", "Bytes that the peer may be ahead of delivery.", "gauge", |stream| stream.window),
+        ("stream_stalled_seconds_total", "How long sending waited for the peer's credit.", "counter", |stream| {
+            stream.stalled.as_secs_f64()
+        }),
+        ("stream_credit_bytes", "Bytes that the peer lets us send now.", "gauge", |stream| stream.credit as f64),
+        ("stream_window_bytes", "Bytes that the peer may be ahead of delivery.", "gauge", |stream| {
+            stream.window as f64
+        }),
     ];
     for (name, help, kind, figure) in figures {
-        let samples = streams.iter().map(|standing| (stream_labels(standing, &[]), figure(standing.1) as f64));
+        let samples = streams.iter().map(|standing| (stream_labels(standing, &[]), figure(standing.1)));
         family(out, name, help, kind, samples);
     }
 }

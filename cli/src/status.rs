@@ -136,7 +136,7 @@ fn row(stream: &Value, rate: Option<u64>) -> [String; 9] {
         size("sent"),
         size("received"),
         size("window"),
-        number(stream, "stalls").to_string(),
+        format!("{} in {:.1} s", number(stream, "stalls"), number(stream, "stalled_us") as f64 / 1e6),
     ]
 }
 

@@ -384,7 +384,9 @@ impl Dispatcher {
                 self.peers.keys().copied().collect::<Vec<_>>().into_iter().for_each(|key| self.wants_turn(key));
             }
             // Who asked may not wait any more.
-            Command::Status { to } => drop(to.send(self.peers.values_mut().map(|held| held.peer.status()).collect())),
+            Command::Status { to } => {
+                drop(to.send(self.peers.values_mut().map(|held| held.peer.status(now)).collect()));
+            }
             Command::LimitSession { session, rate } => {
                 self.with(session, now, |peer, cx| peer.set_limit(cx.now, rate));
             }

@@ -42,6 +42,8 @@ pub struct StreamStatus {
     pub priority: u32,
     /// What it did so far.
     pub stats: StreamStats,
+    /// How long sending waited for credit, all in all.
+    pub stalled: Duration,
     /// Bytes that the peer lets us send now.
     pub credit: u64,
     /// Bytes that the peer may be ahead of our delivery.

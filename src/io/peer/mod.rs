@@ -30,6 +30,9 @@ use crate::wire::{Decoder, Extension, Open, PACKET_MAX};
 /// Bytes read from a link, or written to it, before others have their turn.
 const TURN: usize = 1 << 20;
 
+/// How often refused OPENs are told of.
+const REFUSED_TOLD: Duration = Duration::from_secs(1);
+
 /// How long a link outlives its session, so that the peer gets our last packet before the socket is closed.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -90,6 +93,9 @@ pub(super) struct Peer {
     received: u64,
     /// Of the OPENs that the session refused by its limits, those that are counted.
     refused_opens: RefusedOpens,
+    /// How many since that was told, and when it was.
+    refused_untold: u64,
+    refused_told: Option<Instant>,
     /// Since when what is on its way out waits for the link to take some of it.
     unread_since: Option<Instant>,
     /// Until when the limit of all sessions holds up what could be sent.
@@ -169,6 +175,8 @@ impl Peer {
             sent: 0,
             received: 0,
             refused_opens: RefusedOpens::default(),
+            refused_untold: 0,
+            refused_told: None,
             unread_since: None,
             limited_until: None,
             close_due: false,
@@ -257,7 +265,7 @@ impl Peer {
     }
 
     /// What it is and does, and its streams that stand.
-    pub(super) fn status(&mut self) -> SessionStatus {
+    pub(super) fn status(&mut self, now: Instant) -> SessionStatus {
         let streams = self.channels.iter().filter(|(_, channel)| channel.is_open()).filter_map(|(id, channel)| {
             let stream = self.session.stream(*id)?;
             Some(StreamStatus {
@@ -266,6 +274,7 @@ impl Peer {
                 target: channel.target.clone(),
                 priority: stream.priority(),
                 stats: stream.stats(),
+                stalled: channel.stalled.until(now),
                 credit: stream.credit(),
                 window: stream.window(),
             })
@@ -283,13 +292,22 @@ impl Peer {
         }
     }
 
-    fn count_refused(&mut self, cx: &Context<'_>) {
+    fn count_refused(&mut self, cx: &mut Context<'_>) {
         let now = self.session.refused_opens();
         let before = std::mem::replace(&mut self.refused_opens, now);
         if now != before {
             let tally = &cx.handle.shared.tally;
-            add(&tally.opens_over_rate, now.over_rate - before.over_rate);
-            add(&tally.opens_over_streams, now.over_streams - before.over_streams);
+            let (over_rate, over_streams) = (now.over_rate - before.over_rate, now.over_streams - before.over_streams);
+            add(&tally.opens_over_rate, over_rate);
+            add(&tally.opens_over_streams, over_streams);
+            self.refused_untold += over_rate + over_streams;
+        }
+        // A flood of OPENs is none of lines.
+        let is_time = |told: Instant| cx.now.saturating_duration_since(told) >= REFUSED_TOLD;
+        if self.refused_untold > 0 && self.refused_told.is_none_or(is_time) {
+            self.refused_told = Some(cx.now);
+            let count = std::mem::take(&mut self.refused_untold);
+            (cx.report)(Report::OpensRefused { session: self.key, count });
         }
     }
 
