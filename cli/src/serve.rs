@@ -7,7 +7,6 @@ use virbistream::io::{Address, LinkLimits, Listener, Permissions, SessionOptions
 
 use crate::args::ServeArgs;
 use crate::config::{Mistake, Settings, is_open, open, threads};
-use crate::control::Control;
 use crate::inherited::Inherited;
 use crate::listen::{Kind, Listen};
 use crate::notify;
@@ -56,6 +55,7 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
         permissions,
         libvirt: args.libvirt.as_ref().map(|libvirt| libvirt.0.clone()),
         control: args.control.clone(),
+        metrics: args.metrics.clone(),
         pki: args.pki.clone(),
         threads: threads(args.threads),
         max_sessions: args.max_sessions,
@@ -91,7 +91,8 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
     }
     let anyone = settings.rules.iter().any(|rule| rule.who == Who::Anyone);
     let tickets = Arc::new(Tickets::default());
-    let policy = Policy::new(settings.rules, settings.offered, Arc::clone(&tickets));
+    let running = Running::start(log::Level::Warn, settings.threads)?;
+    let policy = Policy::new(settings.rules, settings.offered, Arc::clone(&tickets), running.disks().clone());
     let options = SessionOptions {
         config: session,
         access: Some(Arc::new(policy)),
@@ -113,11 +114,8 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
         half_open: most,
         half_open_each: (most / 4).max(HALF_OPEN_EACH),
     });
-    let control = settings.control.as_ref().map(|path| {
-        let address = Address::Unix(path.clone());
-        Control::start(path, tickets).map_err(|source| Error::Listen { address, source })
-    });
-    let _control = control.transpose()?;
+    let _metrics = running.metrics(settings.metrics.as_ref())?;
+    let _control = running.control(settings.control.as_deref(), Some(tickets))?;
     let listeners = listeners(&listen, inherited, permissions, tls.as_ref())?;
     let mut addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();
     // Where systemd's sockets are is known only now.

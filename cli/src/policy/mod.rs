@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use virbistream::io::{Access, Admission, Caller, Decision, Identity, Permit, Request, Targets};
 use virbistream::wire::{EXT_TICKET, RemoteError, codes, domains};
 
+use crate::nbd::{self, Disks};
+
 pub(crate) use offered::{Offered, Pattern};
 pub(crate) use rule::{Rights, Rule, Who, glob};
 pub(crate) use tickets::{Secret, Tickets};
@@ -22,12 +24,13 @@ pub(crate) struct Policy {
     offered: Arc<Offered>,
     tickets: Arc<Tickets>,
     sessions: Arc<Sessions>,
+    disks: Disks,
 }
 
 impl Policy {
-    pub(crate) fn new(rules: Vec<Rule>, offered: Offered, tickets: Arc<Tickets>) -> Self {
+    pub(crate) fn new(rules: Vec<Rule>, offered: Offered, tickets: Arc<Tickets>, disks: Disks) -> Self {
         let rules = rules.into_iter().map(Arc::new).collect();
-        Self { rules, offered: Arc::new(offered), tickets, sessions: Arc::default() }
+        Self { rules, offered: Arc::new(offered), tickets, sessions: Arc::default(), disks }
     }
 
     /// The first rule that fits: those after it count no more.
@@ -48,7 +51,7 @@ impl Policy {
         Admission {
             max_streams: rights.streams.unwrap_or(u32::MAX),
             bandwidth: rights.bandwidth,
-            targets: Arc::new(Allowed { rights, offered: Arc::clone(&self.offered) }),
+            targets: Arc::new(Allowed { rights, offered: Arc::clone(&self.offered), disks: self.disks.clone() }),
             permit,
         }
     }
@@ -92,13 +95,17 @@ impl Access for Policy {
 struct Allowed {
     rights: Rights,
     offered: Arc<Offered>,
+    disks: Disks,
 }
 
 impl Targets for Allowed {
     fn open(&self, request: &Request<'_>) -> Decision {
         // Whether it is offered is nothing to tell somebody who may not have it.
         match self.rights.allow(request.target, request.kind) {
-            Ok(()) => self.offered.open(request),
+            Ok(()) => match self.offered.open(request) {
+                Decision::Accept(handler) => Decision::Accept(self.disks.observe(nbd::From::Server, handler)),
+                other => other,
+            },
             Err(reason) => Decision::Refuse(RemoteError::new(codes::ACCESS_DENIED, domains::STREAMS, reason)),
         }
     }
