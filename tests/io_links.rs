@@ -30,10 +30,10 @@ fn is_refused(link: io::Result<TcpStream>) -> bool {
 }
 
 #[track_caller]
-fn wait_for(what: &str, handle: &Handle, sessions: usize, half_open: usize) {
+fn wait_for(what: &str, handle: &Handle, sessions: u64, half_open: u64) {
     let deadline = Instant::now() + PATIENCE;
-    while (handle.link_counts().sessions, handle.link_counts().half_open) != (sessions, half_open) {
-        assert!(Instant::now() < deadline, "{what}: {:?}", handle.link_counts());
+    while (handle.counters().sessions_now, handle.counters().half_open_now) != (sessions, half_open) {
+        assert!(Instant::now() < deadline, "{what}: {:?}", handle.counters());
         std::thread::yield_now();
     }
 }
@@ -51,7 +51,7 @@ fn links_beyond_the_limit_are_closed_at_once_and_there_is_room_again_when_one_ha
     assert!(is_refused(connect(&address)));
     node.wait("the refusal", |report| matches!(report, Report::LinksRefused { count: 1, .. }).then_some(()));
     assert!(is_refused(connect(&address)));
-    assert_eq!(node.handle.link_counts().refused, 2);
+    assert_eq!(node.handle.counters().links_refused, 2);
     second.ping();
     drop(first);
     wait_for("one session", &node.handle, 1, 0);
@@ -131,7 +131,8 @@ fn a_thousand_half_open_links_hold_up_no_stream() {
     let beside = time(&mut near);
     drop(stop);
     assert!(flood.join().unwrap() > 0);
-    assert_eq!((far.handle.link_counts().sessions, far.handle.link_counts().half_open), (1, 1000));
+    let counters = far.handle.counters();
+    assert_eq!((counters.sessions_now, counters.half_open_now), (1, 1000));
     assert!(beside < 8 * alone + Duration::from_secs(1), "{alone:?} became {beside:?}");
     far.wait("a refusal", |report| matches!(report, Report::LinksRefused { .. }).then_some(()));
 }

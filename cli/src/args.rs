@@ -16,10 +16,13 @@ use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
 use crate::help;
 use crate::listen::{Kind, Listen};
+use crate::logging::LogFormat;
 use crate::migrate::{EXIT_STATUS, MigrateArgs};
 use crate::pki::Pki;
 use crate::uri::Uri;
-use crate::values::{Owner, Upstream, parse_bandwidth, parse_mode, parse_threads, parse_window};
+use crate::values::{
+    Owner, Rate, Upstream, parse_bandwidth, parse_metrics, parse_mode, parse_rate, parse_threads, parse_window,
+};
 
 /// Carries many two-way streams over one connection: the disks and the memory of a live migration.
 #[derive(Debug, Parser)]
@@ -28,6 +31,9 @@ pub(crate) struct Cli {
     /// Say what happens on stderr
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
+    /// How what is said on stderr looks
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    pub(crate) log_format: LogFormat,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -57,6 +63,10 @@ pub(crate) enum Command {
     /// Move a running guest and its disks to another host, through one connection, with libvirt as it is
     #[command(after_long_help = EXIT_STATUS)]
     Migrate(MigrateArgs),
+    /// Show the sessions and streams of a running serve or forward
+    Status(StatusArgs),
+    /// Change how fast a running serve or forward sends
+    Limit(LimitArgs),
     /// Listen on UNIX sockets, and carry each connection to a target of the peer
     #[command(after_long_help = help::FORWARD)]
     Forward(ForwardArgs),
@@ -85,7 +95,13 @@ impl Command {
             Self::Forward(args) => args.check(),
             Self::Migrate(args) => args.check(),
             Self::Conformance(args) => args.check(),
-            Self::Demo(_) | Self::Probe(_) | Self::CheckConfig(_) | Self::Ticket(_) | Self::Generate(_) => Ok(()),
+            Self::Demo(_)
+            | Self::Probe(_)
+            | Self::CheckConfig(_)
+            | Self::Ticket(_)
+            | Self::Status(_)
+            | Self::Limit(_)
+            | Self::Generate(_) => Ok(()),
         }
     }
 }
@@ -118,9 +134,12 @@ pub(crate) struct ServeArgs {
     /// that passes is hidden. Without it such addresses are of the loopback
     #[arg(long)]
     pub(crate) insecure_tcp: bool,
-    /// A UNIX socket on which the user that runs serve can ask for tickets
+    /// A UNIX socket on which the user that runs serve can ask for tickets, see what runs and limit it
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
+    /// Tell Prometheus what runs, at GET /metrics: tcp://127.0.0.1:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_metrics)]
+    pub(crate) metrics: Option<Address>,
     /// Peers that may have a session at once; as many more may be on their way to one
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) max_sessions: usize,
@@ -136,8 +155,9 @@ pub(crate) struct ServeArgs {
 }
 
 /// What a file says instead.
-const CONFIGURED: [&str; 18] = [
+const CONFIGURED: [&str; 19] = [
     "migrations",
+    "metrics",
     "allow_dn",
     "directory",
     "window_max",
@@ -183,6 +203,35 @@ pub(crate) struct TicketArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// The control socket of what runs
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: PathBuf,
+    /// Show it once; without a terminal that is so anyhow
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print it once as JSON
+    #[arg(long, conflicts_with = "once")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LimitArgs {
+    /// The control socket of what runs
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: PathBuf,
+    /// Only of this session, by its number in status; without it and --target, of all together
+    #[arg(long, value_name = "N", conflicts_with = "target")]
+    pub(crate) session: Option<u64>,
+    /// Only of each stream to this target that stands now
+    #[arg(long, value_name = "NAME")]
+    pub(crate) target: Option<String>,
+    /// Bytes a second, at most; `none` for as much as goes
+    #[arg(value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) rate: Rate,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ForwardArgs {
     /// The `virbistream serve` to connect to: tls://HOST:PORT, tcp://HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDRESS")]
@@ -197,6 +246,12 @@ pub(crate) struct ForwardArgs {
     /// A file with the ticket that lets us in, `-` for stdin. It is worth nothing after the first connection
     #[arg(long, value_name = "FILE", conflicts_with = "reconnect")]
     pub(crate) ticket: Option<PathBuf>,
+    /// A UNIX socket on which the user that runs forward can see what runs, and limit it
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+    /// Tell Prometheus what runs, at GET /metrics: tcp://127.0.0.1:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_metrics)]
+    pub(crate) metrics: Option<Address>,
     /// When the session is lost, keep listening and connect again
     #[arg(long)]
     pub(crate) reconnect: bool,

@@ -1,9 +1,8 @@
-//! The control socket of a running `serve`: its owner asks for tickets there, one line of JSON for each question and answer.
+//! The control socket of a running command: its owner asks there, one line of JSON for each question and answer.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -12,16 +11,16 @@ use rustix::process::geteuid;
 use serde_json::{Value, json};
 use virbistream::io::{Address, Listener, Permissions};
 
-use crate::policy::{Rights, Tickets, glob};
+use crate::desk::Desk;
 
-/// The longest question and answer, in bytes.
+/// The longest question, in bytes.
 const LINE_MAX: u64 = 64 * 1024;
+
+/// The longest answer.
+const ANSWER_MAX: u64 = 64 << 20;
 
 /// How long the other end may take for each step.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The longest that a ticket may be valid, in seconds.
-const TICKET_MAX: u64 = 24 * 3600;
 
 /// The socket; it is removed when this is dropped.
 #[derive(Debug)]
@@ -34,18 +33,18 @@ impl Control {
     ///
     /// # Errors
     /// The system's.
-    pub(crate) fn start(path: &Path, tickets: Arc<Tickets>) -> io::Result<Self> {
+    pub(crate) fn start(path: &Path, desk: Desk) -> io::Result<Self> {
         let permissions = Permissions { mode: Some(0o600), ..Permissions::default() };
         let listener = Listener::bind(&Address::Unix(path.into()), permissions)?;
         let accepting = listener.try_clone_unix()?;
-        thread::Builder::new().name("control".into()).spawn(move || answer_all(&accepting, &tickets))?;
+        thread::Builder::new().name("control".into()).spawn(move || answer_all(&accepting, &desk))?;
         Ok(Self { _listener: listener })
     }
 }
 
-fn answer_all(listener: &UnixListener, tickets: &Tickets) {
+fn answer_all(listener: &UnixListener, desk: &Desk) {
     for connection in listener.incoming() {
-        match connection.and_then(|connection| answer(&connection, tickets)) {
+        match connection.and_then(|connection| answer(&connection, desk)) {
             Ok(()) => {}
             Err(error) => log::warn!("the control socket: {error}"),
         }
@@ -53,7 +52,7 @@ fn answer_all(listener: &UnixListener, tickets: &Tickets) {
 }
 
 /// One question of one connection.
-fn answer(connection: &UnixStream, tickets: &Tickets) -> io::Result<()> {
+fn answer(connection: &UnixStream, desk: &Desk) -> io::Result<()> {
     connection.set_read_timeout(Some(PATIENCE))?;
     connection.set_write_timeout(Some(PATIENCE))?;
     // Read first, whoever asks: closed with bytes unread, the socket would lose the answer.
@@ -61,7 +60,7 @@ fn answer(connection: &UnixStream, tickets: &Tickets) -> io::Result<()> {
     BufReader::new(connection.take(LINE_MAX)).read_line(&mut line)?;
     let peer = socket_peercred(connection)?.uid;
     let reply = match peer == geteuid() || peer.is_root() {
-        true => reply(&line, tickets),
+        true => reply(&line, desk),
         false => Err("only who runs serve may ask here".into()),
     };
     let answer = match reply {
@@ -71,16 +70,9 @@ fn answer(connection: &UnixStream, tickets: &Tickets) -> io::Result<()> {
     writeln!(&mut &*connection, "{answer}")
 }
 
-fn reply(line: &str, tickets: &Tickets) -> Result<Value, String> {
-    let question: Value = serde_json::from_str(line).map_err(|error| format!("no question: {error}"))?;
-    let asked = question.get("ticket").ok_or("asked for is `ticket`")?;
-    let names = asked.get("targets").and_then(Value::as_array).ok_or("`targets` is a list of texts")?;
-    let names: Option<Vec<_>> = names.iter().map(|name| name.as_str().map(glob)).collect();
-    let targets = names.filter(|names| !names.is_empty()).ok_or("`targets` is a list of texts")?;
-    let seconds = asked.get("seconds").and_then(Value::as_u64).filter(|seconds| (1..=TICKET_MAX).contains(seconds));
-    let seconds = seconds.ok_or_else(|| format!("`seconds` is a number from 1 to {TICKET_MAX}"))?;
-    let secret = tickets.make(Rights { targets, ..Rights::default() }, Duration::from_secs(seconds));
-    secret.map(|secret| json!(secret.hex())).map_err(|error| error.to_string())
+fn reply(line: &str, desk: &Desk) -> Result<Value, String> {
+    let question = serde_json::from_str(line).map_err(|error| format!("no question: {error}"))?;
+    desk.answer(&question)
 }
 
 /// Asks the control socket at `path`.
@@ -94,7 +86,7 @@ pub(crate) fn ask(path: &Path, question: &Value) -> Result<Value, String> {
         connection.set_write_timeout(Some(PATIENCE))?;
         writeln!(&mut &connection, "{question}")?;
         let mut line = String::new();
-        BufReader::new((&connection).take(LINE_MAX)).read_line(&mut line)?;
+        BufReader::new((&connection).take(ANSWER_MAX)).read_line(&mut line)?;
         Ok(line)
     };
     let line = asked().map_err(|error| format!("the control socket {}: {error}", path.display()))?;

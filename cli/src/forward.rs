@@ -10,8 +10,10 @@ use virbistream::wire::{EXT_TICKET, Extension, Open};
 
 use crate::args::ForwardArgs;
 use crate::config::is_open;
+use crate::events::Loudness;
+use crate::nbd;
 use crate::policy::Secret;
-use crate::running::{Error, Loudness, News, Running, bind, say_ready};
+use crate::running::{Error, News, Running, bind, say_ready};
 
 /// How long connecting to the peer may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +30,8 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
     args.pki.client(&args.peer)?;
     let running = Running::start(Loudness { session: log::Level::Info, stream: log::Level::Warn }, NonZeroUsize::MIN)?;
     running.handle().limit(args.session.bandwidth());
+    let _metrics = running.metrics(args.metrics.as_ref())?;
+    let _control = running.control(args.control.as_deref(), None)?;
     let permissions = args.permissions.permissions();
     let listeners =
         args.socket.iter().map(|source| bind(&source.address, permissions, None)).collect::<Result<Vec<_>, _>>()?;
@@ -38,7 +42,9 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
         .map(|(source, listener)| {
             let priority = args.priority(&source.name);
             let open = Open { target: source.name.clone(), priority, ..Open::default() };
-            running.handle().forward(listener, open)
+            let disks = running.disks().clone();
+            let observe = move |relay| disks.observe(nbd::From::Client, Box::new(relay));
+            running.handle().forward_through(listener, open, observe)
         })
         .collect();
     let ticket = ticket.into_iter().collect();

@@ -5,28 +5,32 @@ mod config;
 mod conformance;
 mod control;
 mod demo;
+mod desk;
+mod events;
 mod forward;
 mod generate;
 mod help;
 mod inherited;
+mod limit;
 mod link;
 mod listen;
+mod logging;
+mod metrics;
 mod migrate;
+mod nbd;
 mod notify;
 mod pki;
 mod policy;
 mod probe;
 mod running;
 mod serve;
+mod status;
 mod stderr;
 mod ticket;
 mod uri;
 mod values;
 
-use std::io::Write;
 use std::process::ExitCode;
-
-use env_logger::Target;
 
 use args::{Cli, Command};
 use inherited::Inherited;
@@ -36,7 +40,7 @@ fn main() -> ExitCode {
     let cli = Cli::of_this_process();
     // It changes the environment, which takes that there are no other threads yet.
     let inherited = Inherited::of_this_process();
-    let stderr = match Stderr::new() {
+    let stderr = match Stderr::new(cli.log_format) {
         Ok(stderr) => stderr,
         Err(error) => {
             eprintln!("virbistream: no thread can be had: {error}");
@@ -49,18 +53,15 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli, inherited: Inherited, stderr: &Stderr) -> ExitCode {
-    let level = if cli.verbose { log::LevelFilter::Info } else { log::LevelFilter::Warn };
-    env_logger::Builder::new()
-        .filter_level(level)
-        .target(Target::Pipe(Box::new(stderr.clone())))
-        .format(|out, record| writeln!(out, "virbistream: {}", record.args()))
-        .init();
+    logging::start(cli.verbose, cli.log_format, stderr);
     let done = |()| ExitCode::SUCCESS;
     let result = match &cli.command {
         Command::Migrate(args) => migrate::run(args).map(done).map_err(|failure| (failure.code(), failure.to_string())),
         Command::Serve(args) => serve::run(args, inherited).map(done).map_err(failed),
         Command::CheckConfig(args) => serve::check(&args.file).map(done).map_err(failed),
         Command::Ticket(args) => ticket::run(args).map(done).map_err(failed),
+        Command::Status(args) => status::run(args).map(done).map_err(failed),
+        Command::Limit(args) => limit::run(args).map(done).map_err(failed),
         Command::Forward(args) => forward::run(args).map(done).map_err(failed),
         Command::Demo(args) => demo::run(args).map(done).map_err(failed),
         Command::Probe(args) => probe::run(args).map(|found| found.exit_code()).map_err(failed),
@@ -70,7 +71,7 @@ fn run(cli: &Cli, inherited: Inherited, stderr: &Stderr) -> ExitCode {
     match result {
         Ok(code) => code,
         Err((code, sentence)) => {
-            stderr.say(format!("virbistream: {sentence}\n").into());
+            log::error!("{sentence}");
             code
         }
     }

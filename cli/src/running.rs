@@ -3,6 +3,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -16,6 +17,13 @@ use thiserror::Error;
 use virbistream::io::{
     Address, Dispatcher, Handle, Listener, Permissions, Report, Socket, TlsClient, TlsConfigError, TlsServer,
 };
+
+use crate::control::Control;
+use crate::desk::Desk;
+use crate::events;
+use crate::metrics::Metrics;
+use crate::nbd::Disks;
+use crate::policy::Tickets;
 
 /// Why a command failed, in one sentence.
 #[derive(Debug, Error)]
@@ -56,27 +64,21 @@ pub(crate) enum News {
     Nothing,
 }
 
-/// How loud it is when a session fails, and when a stream is refused: a command that ends with it says so itself.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Loudness {
-    pub(crate) session: log::Level,
-    pub(crate) stream: log::Level,
-}
-
 pub(crate) struct Running {
     handle: Handle,
+    disks: Disks,
     sender: Sender<News>,
     news: Receiver<News>,
 }
 
 impl Running {
     /// Sessions are shared by so many threads.
-    pub(crate) fn start(loudness: Loudness, threads: NonZeroUsize) -> Result<Self, Error> {
+    pub(crate) fn start(loudness: events::Loudness, threads: NonZeroUsize) -> Result<Self, Error> {
         allow_descriptors();
         let (sender, news) = mpsc::channel();
         let reports = sender.clone();
         let dispatchers = Dispatcher::several(threads, move |report| {
-            log(&report, loudness);
+            events::log(&report, loudness);
             let _ = reports.send(News::Report(report));
         })?;
         // There is one at least.
@@ -85,11 +87,34 @@ impl Running {
         let signalled = sender.clone();
         thread::spawn(move || signals.forever().take_while(|_| signalled.send(News::Signal).is_ok()).for_each(drop));
         spawn_loops(&sender, dispatchers.into_iter().map(|dispatcher| || dispatcher.run()).collect());
-        Ok(Self { handle, sender, news })
+        Ok(Self { handle, disks: Disks::default(), sender, news })
     }
 
     pub(crate) fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// The disks of streams that are observed.
+    pub(crate) fn disks(&self) -> &Disks {
+        &self.disks
+    }
+
+    /// Answers at a control socket, if there is to be one, until that is dropped.
+    pub(crate) fn control(&self, path: Option<&Path>, tickets: Option<Arc<Tickets>>) -> Result<Option<Control>, Error> {
+        let Some(path) = path else { return Ok(None) };
+        let control = Control::start(path, self.desk(tickets));
+        control.map(Some).map_err(|source| Error::Listen { address: Address::Unix(path.into()), source })
+    }
+
+    /// The same for metrics.
+    pub(crate) fn metrics(&self, address: Option<&Address>) -> Result<Option<Metrics>, Error> {
+        let Some(address) = address else { return Ok(None) };
+        let metrics = Metrics::start(address, self.desk(None));
+        metrics.map(Some).map_err(|source| Error::Listen { address: address.clone(), source })
+    }
+
+    fn desk(&self, tickets: Option<Arc<Tickets>>) -> Desk {
+        Desk::new(self.handle.clone(), self.disks.clone(), tickets)
     }
 
     /// From now on SIGHUP ends nothing, and is told.
@@ -197,42 +222,6 @@ pub(crate) fn say_ready(chosen: &[Address]) {
     let _ = writeln!(stdout, "ready{chosen}").and_then(|()| stdout.flush());
 }
 
-fn log(report: &Report, loudness: Loudness) {
-    match report {
-        Report::LinkAccepted { session, peer } => log::info!("session {session}: link accepted from {peer}"),
-        Report::LinkSecured { session, version, identity } => {
-            log::info!("session {session}: {version} with {identity}")
-        }
-        Report::Established { session, version, limits } => log::info!(
-            "session {session}: BiStream {version}, {} streams, {} bytes a packet",
-            limits.max_streams,
-            limits.max_data
-        ),
-        Report::Draining { session } => log::info!("session {session}: the peer takes no new streams"),
-        Report::Legacy { session, error } => log::info!("session {session}: a legacy peer: {error}"),
-        Report::SessionEnded { session, cause: Ok(()) } => log::info!("session {session}: closed"),
-        Report::SessionEnded { session, cause: Err(cause) } => {
-            log::log!(loudness.session, "session {session}: {cause}");
-        }
-        Report::StreamOpened { session, id, target, .. } => log::info!("session {session}: stream {id} to `{target}`"),
-        Report::StreamRefused { session, target, reason, .. } => {
-            log::log!(loudness.stream, "session {session}: no stream to `{target}`: {reason}");
-        }
-        Report::StreamEnded { session, id, target, cause, stats, .. } => {
-            let bytes = format!("{} bytes sent, {} received", stats.sent, stats.received);
-            match cause {
-                Ok(()) => log::info!("session {session}: stream {id} to `{target}` done, {bytes}"),
-                Err(cause) => log::warn!("session {session}: stream {id} to `{target}` failed, {bytes}: {cause}"),
-            }
-        }
-        Report::LinksRefused { peer, count } => {
-            log::warn!("as many links are open as may be: {count} refused, the last from {peer}");
-        }
-        Report::AcceptFailed { reason, .. } => log::warn!("a connection cannot be accepted: {reason}"),
-        _ => {}
-    }
-}
-
 #[cfg(test)]
 impl Running {
     /// One whose event loop is this.
@@ -240,7 +229,7 @@ impl Running {
         let (sender, news) = mpsc::channel();
         let handle = Dispatcher::new(drop).expect("a dispatcher").handle();
         spawn_loops(&sender, loops);
-        Self { handle, sender, news }
+        Self { handle, disks: Disks::default(), sender, news }
     }
 }
 

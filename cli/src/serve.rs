@@ -7,13 +7,13 @@ use virbistream::io::{Address, LinkLimits, Listener, Permissions, SessionOptions
 
 use crate::args::ServeArgs;
 use crate::config::{MigrationSettings, Mistake, Settings, is_open, open, threads};
-use crate::control::Control;
+use crate::events::Loudness;
 use crate::inherited::Inherited;
 use crate::listen::{Kind, Listen};
 use crate::notify;
 use crate::pki::Pki;
 use crate::policy::{Migrations, Offered, Policy, Rights, Rule, Tickets, Who, glob};
-use crate::running::{Error, Loudness, News, Running, bind, say_ready};
+use crate::running::{Error, News, Running, bind, say_ready};
 
 /// Links without HELLO that any address may have.
 const HALF_OPEN_EACH: usize = 16;
@@ -57,6 +57,7 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
         permissions,
         libvirt: args.libvirt.as_ref().map(|libvirt| libvirt.0.clone()),
         control: args.control.clone(),
+        metrics: args.metrics.clone(),
         pki: args.pki.clone(),
         threads: threads(args.threads),
         max_sessions: args.max_sessions,
@@ -94,7 +95,10 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
     let anyone = settings.rules.iter().any(|rule| rule.who == Who::Anyone);
     let tickets = Arc::new(Tickets::default());
     let migrations = settings.migrations.zip(libvirt.as_ref()).map(|(base, libvirt)| migrations(&base, libvirt));
-    let policy = Policy::new(settings.rules, settings.offered, migrations.transpose()?, Arc::clone(&tickets));
+    let loudness = Loudness { session: log::Level::Warn, stream: log::Level::Warn };
+    let running = Running::start(loudness, settings.threads)?;
+    let disks = running.disks().clone();
+    let policy = Policy::new(settings.rules, settings.offered, migrations.transpose()?, Arc::clone(&tickets), disks);
     let options = SessionOptions {
         config: session,
         access: Some(Arc::new(policy)),
@@ -105,7 +109,6 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
         true => Some(settings.pki.server()?),
         false => None,
     };
-    let running = Running::start(Loudness { session: log::Level::Warn, stream: log::Level::Warn }, settings.threads)?;
     if tls.is_some() || notify::is_wanted() {
         running.tell_hangups()?;
     }
@@ -116,11 +119,8 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
         half_open: most,
         half_open_each: (most / 4).max(HALF_OPEN_EACH),
     });
-    let control = settings.control.as_ref().map(|path| {
-        let address = Address::Unix(path.clone());
-        Control::start(path, tickets).map_err(|source| Error::Listen { address, source })
-    });
-    let _control = control.transpose()?;
+    let _metrics = running.metrics(settings.metrics.as_ref())?;
+    let _control = running.control(settings.control.as_deref(), Some(tickets))?;
     let listeners = listeners(&listen, inherited, permissions, tls.as_ref())?;
     let mut addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();
     // Where systemd's sockets are is known only now.

@@ -8,6 +8,10 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::json;
+
+use crate::logging::LogFormat;
+
 /// Lines that wait to be read; what is said beyond them is lost, and counted.
 const MOST: usize = 1000;
 /// How long the end waits for what was said to be read.
@@ -34,15 +38,15 @@ struct Counts {
 }
 
 impl Stderr {
-    pub(crate) fn new() -> io::Result<Self> {
-        Self::to(io::stderr())
+    pub(crate) fn new(format: LogFormat) -> io::Result<Self> {
+        Self::to(io::stderr(), format)
     }
 
-    fn to(out: impl Write + Send + 'static) -> io::Result<Self> {
+    fn to(out: impl Write + Send + 'static, format: LogFormat) -> io::Result<Self> {
         let (messages, received) = mpsc::channel();
         let counts = Arc::new(Counts::default());
         let theirs = Arc::clone(&counts);
-        thread::Builder::new().name("stderr".into()).spawn(move || write_all(out, &received, &theirs))?;
+        thread::Builder::new().name("stderr".into()).spawn(move || write_all(out, &received, &theirs, format))?;
         Ok(Self { messages, counts })
     }
 
@@ -75,7 +79,7 @@ impl Write for Stderr {
 }
 
 /// That stderr fails can be said nowhere.
-fn write_all(mut out: impl Write, messages: &Receiver<Message>, counts: &Counts) {
+fn write_all(mut out: impl Write, messages: &Receiver<Message>, counts: &Counts, format: LogFormat) {
     for message in messages {
         match message {
             Message::Line(line) => {
@@ -86,7 +90,11 @@ fn write_all(mut out: impl Write, messages: &Receiver<Message>, counts: &Counts)
         }
         let lost = counts.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            let _ = writeln!(out, "virbistream: lines lost, since nobody read them: {lost}");
+            let text = format!("lines lost, since nobody read them: {lost}");
+            let _ = match format {
+                LogFormat::Text => writeln!(out, "virbistream: {text}"),
+                LogFormat::Json => writeln!(out, "{}", json!({ "level": "warn", "message": text, "lost": lost })),
+            };
         }
     }
 }
@@ -120,7 +128,8 @@ mod tests {
     fn who_does_not_read_loses_lines_and_is_told_how_many() {
         let (go, let_through) = mpsc::channel();
         let written = Arc::default();
-        let stderr = Stderr::to(Slow { let_through, written: Arc::clone(&written) }).expect("a thread");
+        let stderr =
+            Stderr::to(Slow { let_through, written: Arc::clone(&written) }, LogFormat::Text).expect("a thread");
         for line in 0..MOST + 7 {
             stderr.say(format!("{line}\n").into());
         }

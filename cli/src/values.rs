@@ -8,6 +8,8 @@ use bytesize::ByteSize;
 use virbistream::io::Address;
 use virbistream::wire::DATA_MIN;
 
+use crate::config::is_open;
+
 /// `unix:PATH`
 #[derive(Clone, Debug)]
 pub(crate) struct Upstream(pub(crate) PathBuf);
@@ -88,12 +90,34 @@ pub(crate) fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
     number.map(NonZeroUsize::from).ok_or_else(|| format!("a number from 1 to {THREADS_MAX}"))
 }
 
+/// `tcp://` of the loopback, or `unix:`.
+pub(crate) fn parse_metrics(text: &str) -> Result<Address, String> {
+    match text.parse().map_err(|error| format!("{error}"))? {
+        Address::Tls { .. } => Err("metrics are at tcp://127.0.0.1:PORT or unix:PATH".into()),
+        address if is_open(&address) => {
+            Err("metrics are for this host alone: tcp://127.0.0.1:PORT or unix:PATH".into())
+        }
+        address => Ok(address),
+    }
+}
+
 /// With 0 nothing would ever go.
 pub(crate) fn parse_bandwidth(text: &str) -> Result<ByteSize, String> {
     let bandwidth: ByteSize = text.parse()?;
     match bandwidth.as_u64() > 0 {
         true => Ok(bandwidth),
         false => Err("a bandwidth is more than 0: leave it out for as much as goes".into()),
+    }
+}
+
+/// A bandwidth, or none to keep to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate(pub(crate) Option<u64>);
+
+pub(crate) fn parse_rate(text: &str) -> Result<Rate, String> {
+    match text {
+        "none" => Ok(Rate(None)),
+        _ => parse_bandwidth(text).map(|ByteSize(bytes)| Rate(Some(bytes))),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `virbistream migrate` between two hosts with nothing but libvirt, QEMU and a guest that writes all the time.
 
 mod moving;
+#[allow(dead_code, reason = "certificates for the loopback are others'")]
 #[path = "../../tests/io_support/pki.rs"]
 mod pki;
 mod support;

@@ -7,6 +7,7 @@ mod support;
 
 use serde_json::json;
 use support::bytes::MIB;
+use support::disks::disks;
 use support::echo::{assert_echoes, connect, echo_on};
 use support::migrate::{Migration, Times, assert_disks_are_whole, disk_mib, is_job_event, newest, written};
 use support::net::{Seen, Wire};
@@ -29,7 +30,12 @@ fn migrate_through(relay: Relay) -> (usize, Seen) {
     migration.assert_disks_are_equal();
     migration.assert_guest_goes_on();
     let accepted = tunnel.accepted();
-    tunnel.end();
+    for end in tunnel.end().iter().filter(|_| relay == Relay::Tool) {
+        let mut seen: Vec<_> = disks(&end.stderr).into_iter().filter(|disk| disk.written > 0).collect();
+        seen.sort_by(|one, other| one.export.cmp(&other.export));
+        let bytes: Vec<u64> = seen.iter().map(|disk| disk.written + disk.zeroed + disk.trimmed).collect();
+        assert_eq!(bytes, migration.mirrored, "what {} saw of the disks, and what QEMU has copied: {seen:?}", end.name);
+    }
     eprintln!(
         "{relay:?}: two disks of {} MiB mirrored in {mirror:.2?}, memory in {memory:.2?}, \
          guest paused {pause:.2?}; the relay used {cpu:.2?} of processor time",

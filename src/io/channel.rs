@@ -1,6 +1,7 @@
 //! One stream's handler and what it could not take yet.
 
 use std::io::{self, IoSlice};
+use std::time::{Duration, Instant};
 
 use mio::{Registry, Token};
 
@@ -36,11 +37,38 @@ impl Opened {
     }
 }
 
+/// How long sending waited for the peer's credit.
+#[derive(Debug, Default)]
+pub(super) struct Stalled {
+    since: Option<Instant>,
+    total: Duration,
+}
+
+impl Stalled {
+    /// The stream has its turn: whatever it waited for has come.
+    pub(super) fn end(&mut self, now: Instant) {
+        if let Some(since) = self.since.take() {
+            self.total += now.saturating_duration_since(since);
+        }
+    }
+
+    /// Its credit is used up.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.since = Some(now);
+    }
+
+    /// All of it until now, where there is no credit now either.
+    pub(super) fn until(&self, now: Instant) -> Duration {
+        self.total + self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+}
+
 pub(super) struct Channel {
     pub(super) handler: Box<dyn Handler>,
     pub(super) token: Token,
     pub(super) key: StreamKey,
     pub(super) target: String,
+    pub(super) stalled: Stalled,
     /// Stands: accepted by whoever was asked, and attached. What comes before waits.
     is_open: bool,
     can_write: bool,
@@ -61,6 +89,7 @@ impl Channel {
             token,
             key,
             target,
+            stalled: Stalled::default(),
             is_open: false,
             can_write: false,
             backlog: Backlog::default(),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token};
 
 use super::channel::Opened;
-use super::handle::{Command, Handle, Lane, ListenerKey, SessionKey, SessionOptions, StreamKey};
+use super::handle::{Command, Handle, Lane, ListenerKey, MakeHandler, SessionKey, SessionOptions, StreamKey};
 use super::link::Link;
 use super::listener::Listener;
 use super::peer::{Context, Peer, Turn};
@@ -119,7 +119,7 @@ struct Listening {
 #[derive(Clone)]
 enum Role {
     Links(SessionOptions),
-    Forward { open: Open, session: Option<SessionKey> },
+    Forward { open: Open, handler: Arc<MakeHandler>, session: Option<SessionKey> },
 }
 
 impl std::fmt::Debug for Dispatcher {
@@ -142,7 +142,7 @@ impl Dispatcher {
     /// The system's, when it gives no epoll or eventfd.
     pub fn new(report: impl FnMut(Report) + Send + 'static) -> io::Result<Self> {
         let (poll, lane) = polled_lane()?;
-        Ok(Self::on_lane(0, Handle::new([lane].into()), poll, Box::new(report)))
+        Ok(Self::on_lane(0, Handle::new([lane].into()), poll, report))
     }
 
     /// So many that have one [`Handle`], each to be run on a thread of its own. A session stays with one of them, and its handlers are
@@ -154,7 +154,7 @@ impl Dispatcher {
         let polled = (0..count.get()).map(|_| polled_lane()).collect::<io::Result<Vec<_>>>()?;
         let (polls, lanes): (Vec<_>, Vec<_>) = polled.into_iter().unzip();
         let handle = Handle::new(lanes.into());
-        let on_lane = |(lane, poll)| Self::on_lane(lane, handle.clone(), poll, Box::new(report.clone()));
+        let on_lane = |(lane, poll)| Self::on_lane(lane, handle.clone(), poll, report.clone());
         Ok(polls.into_iter().enumerate().map(on_lane).collect())
     }
 
@@ -162,8 +162,13 @@ impl Dispatcher {
         lane: usize,
         handle: Handle,
         (poll, tokens): (Poll, Tokens),
-        report: Box<dyn FnMut(Report) + Send>,
+        mut report: impl FnMut(Report) + Send + 'static,
     ) -> Self {
+        let shared = Arc::clone(&handle.shared);
+        let report = Box::new(move |what| {
+            shared.tally.count(&what);
+            report(what);
+        });
         let common = Common { poll, lane, handle, report, tokens, pool: Pool::default(), scratch: vec![0; BUFFER_LEN] };
         Self {
             common,
@@ -342,8 +347,8 @@ impl Dispatcher {
                 self.hold(key, socket, Side::Accepting, Some(place), options, now);
             }
             Command::Listen { key, listener, options } => self.listen(key, listener, Role::Links(options)),
-            Command::Forward { key, listener, open } => {
-                self.listen(key, listener, Role::Forward { open, session: None });
+            Command::Forward { key, listener, open, handler } => {
+                self.listen(key, listener, Role::Forward { open, handler, session: None });
             }
             Command::Route { key, session } => self.route(key, session),
             Command::StopListening { key } => {
@@ -377,6 +382,10 @@ impl Dispatcher {
             Command::Call { call, .. } => (call.on_answer)(Err(CallError::LinkLost)),
             Command::LimitChanged => {
                 self.peers.keys().copied().collect::<Vec<_>>().into_iter().for_each(|key| self.wants_turn(key));
+            }
+            // Who asked may not wait any more.
+            Command::Status { to } => {
+                drop(to.send(self.peers.values_mut().map(|held| held.peer.status(now)).collect()));
             }
             Command::LimitSession { session, rate } => {
                 self.with(session, now, |peer, cx| peer.set_limit(cx.now, rate));
@@ -528,10 +537,11 @@ impl Dispatcher {
                 // Most often it is another's.
                 self.common.handle.send(key, Command::Accepted { key, socket, place, options });
             }
-            Role::Forward { open, session } => {
+            Role::Forward { open, handler, session } => {
                 if let Some(session) = session {
                     let key = StreamKey(self.common.handle.next_key());
-                    let opened = Opened { key, target: open.target.clone(), handler: Box::new(Relay::from(socket)) };
+                    let handler = handler(Relay::from(socket));
+                    let opened = Opened { key, target: open.target.clone(), handler };
                     self.open(session, open, opened, now);
                 }
             }

@@ -3,6 +3,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -10,19 +11,29 @@ use parking_lot::Mutex;
 use super::access::Access;
 use super::call::{Answer, OnAnswer, Procedures};
 use super::channel::Opened;
+use super::counters::{Counters, Tally};
 use super::handler::{Handler, NoTargets, Targets};
 use super::host_limit::HostLimit;
 use super::listener::Listener;
-use super::places::{LinkCounts, LinkLimits, Place as Seat, Places};
+use super::places::{LinkLimits, Place as Seat, Places};
+use super::relay::Relay;
 use super::socket::Socket;
+use super::status::SessionStatus;
 use super::tokens::Place;
-use crate::proto::{Config, Side};
+use crate::proto::{Config, MemoryBudget, Side};
 use crate::rpc::{CallError, IncomingId, Login, LoginError, ProcedureId, StreamOptions};
 use crate::wire::{Open, RemoteError};
 
 /// The name of a session among those of its handle; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey(pub(super) u64);
+
+impl SessionKey {
+    /// The same as a number, which rises from 1.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
 
 impl fmt::Display for SessionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -51,6 +62,9 @@ pub struct SessionOptions {
     /// What a client of libvirt's RPC can call here, where we are the accepting side. A daemon whose clients need not know
     /// BiStream sets `config.hello_timeout` to `None`.
     pub programs: Arc<Procedures>,
+    /// Bytes that arguments of calls without an answer, and what waits in legacy streams for handlers of ours, may hold: in all sessions
+    /// whose options are clones of these. A call or stream beyond is refused.
+    pub call_budget: MemoryBudget,
     /// Where a daemon listens that gets all packets of libvirt's RPC that come, instead of `programs`: untouched and in order, over
     /// a connection for each link, made with the first of them. `config.hello_timeout` had better be `None` then, too.
     pub daemon: Option<PathBuf>,
@@ -67,6 +81,7 @@ impl Default for SessionOptions {
             targets: Arc::new(NoTargets),
             access: None,
             programs: Arc::default(),
+            call_budget: MemoryBudget::new(2 << 30),
             daemon: None,
             keep_legacy: false,
             dial_timeout: Duration::from_secs(10),
@@ -101,6 +116,7 @@ pub(super) struct Shared {
     pub(super) limit: HostLimit,
     /// Of those who connect to listeners.
     pub(super) places: Arc<Places>,
+    pub(super) tally: Tally,
     /// Held while all lanes are told something.
     everywhere: Mutex<()>,
     /// Counted apart from other keys, so that sessions spread evenly.
@@ -172,6 +188,7 @@ pub(super) enum Command {
         key: ListenerKey,
         listener: Arc<Listener>,
         open: Open,
+        handler: Arc<MakeHandler>,
     },
     Route {
         key: ListenerKey,
@@ -209,6 +226,10 @@ pub(super) enum Command {
         call: OutgoingCall,
     },
     LimitChanged,
+    /// To be told of all sessions.
+    Status {
+        to: Sender<Vec<SessionStatus>>,
+    },
     LimitSession {
         session: SessionKey,
         rate: Option<u64>,
@@ -226,6 +247,9 @@ pub(super) enum Command {
         reason: String,
     },
 }
+
+/// What makes a handler for a connection that is forwarded.
+pub(super) type MakeHandler = dyn Fn(Relay) -> Box<dyn Handler> + Send + Sync;
 
 type OnLogin = Box<dyn FnOnce(Result<(), LoginError>) + Send>;
 
@@ -252,6 +276,7 @@ impl Handle {
                 lanes,
                 limit: HostLimit::default(),
                 places: Arc::new(Places::new(LinkLimits::default())),
+                tally: Tally::default(),
                 everywhere: Mutex::new(()),
                 next_session,
                 next_key,
@@ -277,10 +302,25 @@ impl Handle {
     /// Turns everyone who connects into a stream, asked for as `open` says, of the session that `route` names;
     /// until then they wait in the listener's backlog.
     pub fn forward(&self, listener: Listener, open: Open) -> ListenerKey {
+        self.forward_through(listener, open, |relay| Box::new(relay))
+    }
+
+    /// The same, with a handler of your own around each connection's [`Relay`]: to see what passes, say. It is made on the dispatcher's
+    /// thread.
+    pub fn forward_through(
+        &self,
+        listener: Listener,
+        open: Open,
+        handler: impl Fn(Relay) -> Box<dyn Handler> + Send + Sync + 'static,
+    ) -> ListenerKey {
+        let handler: Arc<MakeHandler> = Arc::new(handler);
         let key = ListenerKey(self.next_key());
         // On all: connections are accepted where the session is.
         let listener = Arc::new(listener);
-        self.send_all(|| Command::Forward { key, listener: Arc::clone(&listener), open: open.clone() });
+        self.send_all(|| {
+            let (listener, handler) = (Arc::clone(&listener), Arc::clone(&handler));
+            Command::Forward { key, listener, open: open.clone(), handler }
+        });
         key
     }
 
@@ -376,9 +416,22 @@ impl Handle {
         self.shared.places.limit(limits);
     }
 
-    /// How many links have come in over listeners.
-    pub fn link_counts(&self) -> LinkCounts {
-        self.shared.places.counts()
+    /// What there is of links, and what has happened, in numbers.
+    pub fn counters(&self) -> Counters {
+        self.shared.places.count(self.shared.tally.read())
+    }
+
+    /// What runs now, by rising key: each dispatcher is asked, and what has not come within `patience` is not there. It waits, so it is not
+    /// for the dispatchers' own threads.
+    pub fn sessions(&self, patience: Duration) -> Vec<SessionStatus> {
+        let (sender, told) = mpsc::channel();
+        let until = Instant::now() + patience;
+        self.shared.lanes.iter().for_each(|lane| lane.send(Command::Status { to: sender.clone() }));
+        drop(sender);
+        let next = || told.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
+        let mut sessions: Vec<_> = std::iter::from_fn(next).flatten().collect();
+        sessions.sort_by_key(|status: &SessionStatus| status.session);
+        sessions
     }
 
     /// The same for the streams of a session.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use mio::event::Event;
 use mio::{Registry, Token};
 
-use super::handle::{Command, Handle, SessionKey};
+use super::handle::{Command, Handle, SessionKey, StreamKey};
 use super::identity::Identity;
 use super::tokens::Place;
 use crate::proto::StreamError;
@@ -83,6 +83,7 @@ pub trait Handler: Send {
 pub struct Attachment<'a> {
     pub(super) registry: &'a Registry,
     pub(super) token: Token,
+    pub(super) stream: StreamKey,
     pub(super) waker: Waker,
 }
 
@@ -95,6 +96,16 @@ impl Attachment<'_> {
     /// The token to register them under, the same for all of them.
     pub fn token(&self) -> Token {
         self.token
+    }
+
+    /// The session that the stream belongs to.
+    pub fn session(&self) -> SessionKey {
+        self.waker.session
+    }
+
+    /// The stream, as [`Report`](super::Report)s name it.
+    pub fn stream(&self) -> StreamKey {
+        self.stream
     }
 
     /// For a handler whose readiness comes from elsewhere: another thread, a timer.

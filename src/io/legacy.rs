@@ -89,7 +89,7 @@ impl Rpc {
 impl Legacy {
     pub(super) fn new(key: SessionKey, side: Side, options: &SessionOptions) -> Self {
         let rpc = match side {
-            Side::Accepting => Rpc::Daemon(Server::new()),
+            Side::Accepting => Rpc::Daemon(Server::with_budget(options.call_budget.clone())),
             Side::Connecting => Rpc::Client(Client::new()),
         };
         let program = (options.config.program.program, options.config.program.version);
@@ -432,7 +432,8 @@ impl Legacy {
     fn attach(&mut self, cx: &mut Context<'_>, id: LegacyId) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let waker = Waker::new(cx.handle, self.key, Place::Legacy(self.key, id));
-        let attached = channel.handler.attach(&Attachment { registry: cx.registry, token: channel.token, waker });
+        let at = Attachment { registry: cx.registry, token: channel.token, stream: channel.key, waker };
+        let attached = channel.handler.attach(&at);
         if let Err(error) = attached {
             return self.fail(cx, id, &error);
         }

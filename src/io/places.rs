@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use super::counters::Counters;
+
 /// What a host takes of those who connect to its listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkLimits {
@@ -23,18 +25,6 @@ impl Default for LinkLimits {
     fn default() -> Self {
         Self { sessions: 1024, half_open: 1024, half_open_each: 256 }
     }
-}
-
-/// What a host has of those who connect to its listeners.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LinkCounts {
-    /// Links that have said HELLO, or called a daemon behind us.
-    pub sessions: usize,
-    /// Links that have said nothing whole yet.
-    pub half_open: usize,
-    /// Links that were closed at once, since there were too many, since the host began.
-    pub refused: u64,
 }
 
 /// Counts that order nothing else.
@@ -78,11 +68,13 @@ impl Places {
         self.half_open_each.store(limits.half_open_each, Ordering::Relaxed);
     }
 
-    pub(super) fn counts(&self) -> LinkCounts {
-        LinkCounts {
-            sessions: self.sessions.load(Ordering::Relaxed),
-            half_open: self.half_open.load(Ordering::Relaxed),
-            refused: self.refused.load(Ordering::Relaxed),
+    /// Writes what there is, and what was refused, to where it belongs.
+    pub(super) fn count(&self, counters: Counters) -> Counters {
+        Counters {
+            sessions_now: self.sessions.load(Ordering::Relaxed) as u64,
+            half_open_now: self.half_open.load(Ordering::Relaxed) as u64,
+            links_refused: self.refused.load(Ordering::Relaxed),
+            ..counters
         }
     }
 

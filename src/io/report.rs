@@ -83,6 +83,13 @@ pub enum Report {
         /// Why.
         reason: String,
     },
+    /// The peer asked for more streams than it may have, or for too many in a second. Told once a second at most.
+    OpensRefused {
+        /// The session.
+        session: SessionKey,
+        /// How many were refused since this was told before.
+        count: u64,
+    },
     /// A stream is over.
     StreamEnded {
         /// The session.

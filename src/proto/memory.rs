@@ -40,22 +40,22 @@ impl Eq for MemoryBudget {}
 
 /// What one session has of a budget; given back with it.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(crate) struct Share {
     budget: MemoryBudget,
     taken: u64,
 }
 
 impl Share {
-    pub(super) fn new(budget: MemoryBudget) -> Self {
+    pub(crate) fn new(budget: MemoryBudget) -> Self {
         Self { budget, taken: 0 }
     }
 
-    pub(super) fn taken(&self) -> u64 {
+    pub(crate) fn taken(&self) -> u64 {
         self.taken
     }
 
     /// All of it, or false.
-    pub(super) fn take(&mut self, bytes: u64) -> bool {
+    pub(crate) fn take(&mut self, bytes: u64) -> bool {
         let sum = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= self.budget.bytes());
         let fits = self.budget.0.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum).is_ok();
         self.taken += if fits { bytes } else { 0 };
@@ -77,7 +77,7 @@ impl Share {
         got
     }
 
-    pub(super) fn give(&mut self, bytes: u64) {
+    pub(crate) fn give(&mut self, bytes: u64) {
         self.taken -= bytes;
         self.budget.0.taken.fetch_sub(bytes, Ordering::Relaxed);
     }

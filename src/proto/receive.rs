@@ -308,7 +308,10 @@ impl Session {
         self.peer_last_id = id;
         let judged = match self.opens.take(now) {
             true => self.judge_open(request),
-            false => Err(rule_error(codes::RESOURCE_BUSY, Rule::StreamLimit)),
+            false => {
+                self.refused_opens.over_rate += 1;
+                Err(rule_error(codes::RESOURCE_BUSY, Rule::StreamLimit))
+            }
         };
         match judged {
             Ok((request, window)) => {
@@ -351,8 +354,13 @@ impl Session {
             return Err(rule_error(codes::OPERATION_UNSUPPORTED, Rule::Extension));
         }
         let window = if self.has_all_streams() { None } else { self.reserve_window() };
-        let window = window.ok_or_else(|| rule_error(codes::RESOURCE_BUSY, Rule::StreamLimit))?;
-        Ok((request, window))
+        match window {
+            Some(window) => Ok((request, window)),
+            None => {
+                self.refused_opens.over_streams += 1;
+                Err(rule_error(codes::RESOURCE_BUSY, Rule::StreamLimit))
+            }
+        }
     }
 
     /// Whether the peer has as many streams as it may. Those that we have reset do not count, since it may have forgotten them. They are at

@@ -56,11 +56,22 @@ pub struct Session {
     pub(super) incoming: Incoming,
     pub(super) liveness: Liveness,
     pub(super) opens: Allowance,
+    pub(super) refused_opens: RefusedOpens,
     pub(super) idle_control: Allowance,
     /// Our OPENs in the order of their deadlines; those answered since are passed over.
     opening: VecDeque<(Instant, u32)>,
     hello_deadline: Option<Instant>,
     events: VecDeque<Event>,
+}
+
+/// OPENs of a peer's that were refused by limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RefusedOpens {
+    /// By [`Config::max_opens`].
+    pub over_rate: u64,
+    /// By [`Config::max_streams`], or since no window was left of the memory budget.
+    pub over_streams: u64,
 }
 
 /// Which end of the link we are.
@@ -131,6 +142,7 @@ impl Session {
             incoming: Incoming::default(),
             liveness: Liveness::new(now, config.ping_interval, config.silence_limit),
             opens: Allowance::new(now, config.max_opens),
+            refused_opens: RefusedOpens::default(),
             idle_control: Allowance::new(now, config.max_idle_control),
             opening: VecDeque::new(),
             hello_deadline: config.hello_timeout.map(|timeout| now + timeout),
@@ -327,6 +339,11 @@ impl Session {
     /// Bytes: the windows of all streams, asked for or standing. The most that delivery can be behind.
     pub fn granted(&self) -> u64 {
         self.reserved.taken()
+    }
+
+    /// How many OPENs of the peer's were refused by limits so far.
+    pub fn refused_opens(&self) -> RefusedOpens {
+        self.refused_opens
     }
 
     /// The last round trip measured by PING.

@@ -343,6 +343,16 @@ impl StreamMut<'_> {
         self.session.stream_ref(self.id).map_or(0, |stream| stream.sending.credit())
     }
 
+    /// Bytes that the peer may be ahead of delivery.
+    pub fn window(&self) -> u64 {
+        self.session.stream_ref(self.id).map_or(0, |stream| stream.receiving.window())
+    }
+
+    /// 0 first to 3 last.
+    pub fn priority(&self) -> u32 {
+        self.session.stream_ref(self.id).map_or(0, |stream| stream.priority.into())
+    }
+
     fn change(self, change: impl FnOnce(&mut Stream) -> Result<(), Misuse>) -> Result<(), Misuse> {
         self.session.change(self.id, change).unwrap_or(Err(Misuse::State))
     }

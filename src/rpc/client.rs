@@ -112,7 +112,7 @@ impl Client {
         options: StreamOptions,
     ) -> Result<(CallId, LegacyId), CallError> {
         let (call, header) = self.begin(now, procedure, arguments, timeout)?;
-        let stream = self.streams.open(&header, options, false);
+        let stream = self.streams.open(&header, options, false, None);
         self.calls.entry(call.0).and_modify(|waiting| waiting.stream = Some(stream));
         Ok((call, stream))
     }

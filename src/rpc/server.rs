@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 use super::error::LinkError;
 use super::outbox::Outbox;
 use super::procedure::{KEEPALIVE, PING, ProcedureId, rpc_error};
-use super::streams::{Arriving, LegacyId, LegacyStream, Role, StreamEvent, StreamOptions, StreamPiece, Streams};
+use super::streams::{
+    Arriving, Direction, LegacyId, LegacyStream, Role, StreamEvent, StreamOptions, StreamPiece, Streams,
+};
+use crate::proto::{MemoryBudget, Share};
 use crate::wire::{Header, PACKET_MAX, PACKET_MIN, PacketType, RemoteError, Status, codes, domains};
 
 /// Calls that may be without an answer at once; one beyond is refused.
@@ -58,6 +61,9 @@ pub struct Server {
     calls: BTreeMap<IncomingId, (Header, usize)>,
     /// Bytes of their arguments.
     arguments: usize,
+    budget: MemoryBudget,
+    /// The same, with what has come of the call that arrives, of the budget.
+    share: Share,
     next: u64,
     streams: Streams,
     outbox: Outbox,
@@ -71,12 +77,19 @@ impl Default for Server {
 }
 
 impl Server {
-    /// On a new link.
+    /// On a new link, with no other beside it.
     pub fn new() -> Self {
+        Self::with_budget(MemoryBudget::new(u64::MAX))
+    }
+
+    /// On a new link, with bytes that arguments and streams of all links with a clone of the budget may hold.
+    pub fn with_budget(budget: MemoryBudget) -> Self {
         Self {
             incoming: Incoming::Nothing,
             calls: BTreeMap::new(),
             arguments: 0,
+            share: Share::new(budget.clone()),
+            budget,
             next: 1,
             streams: Streams::new(Role::Daemon),
             outbox: Outbox::default(),
@@ -118,6 +131,13 @@ impl Server {
     ) -> Result<Option<(LegacyId, StreamPiece<'a>)>, LinkError> {
         Ok(match &mut self.incoming {
             Incoming::Nothing => None,
+            Incoming::Call(header, arguments) if !self.share.take(bytes.len() as u64) => {
+                let (header, came) = (*header, arguments.len());
+                self.incoming = Incoming::Nothing;
+                self.share.give(came as u64);
+                self.refuse(&header, &busy(domains::RPC, "the calls of all clients hold too much memory"));
+                None
+            }
             Incoming::Call(_, arguments) => {
                 arguments.extend_from_slice(bytes);
                 if remaining == 0 {
@@ -140,8 +160,7 @@ impl Server {
         if header.packet_status() != Some(Status::Ok) {
             self.refuse(header, &rpc_error(format!("Unexpected message status {}", header.status)));
         } else if self.calls.len() >= MAX_CALLS || self.arguments + length > MAX_ARGUMENTS {
-            let error = RemoteError::new(codes::RESOURCE_BUSY, domains::RPC, "too many calls without an answer");
-            self.refuse(header, &error);
+            self.refuse(header, &busy(domains::RPC, "too many calls without an answer"));
         } else {
             self.incoming = Incoming::Call(*header, Vec::new());
             if payload_len == 0 {
@@ -159,6 +178,7 @@ impl Server {
             if arguments.drain(..4).any(|byte| byte != 0) {
                 return Err(LinkError::Descriptors);
             }
+            self.share.give(4);
             header.kind = PacketType::Call.as_wire();
         }
         let id = IncomingId(self.next);
@@ -185,16 +205,21 @@ impl Server {
     }
 
     /// Answers a call well and begins a legacy stream with it; `None` when nobody waits for the answer any more, or when the client has
-    /// 256 of them already, or one of the same serial, and is told so instead.
+    /// 256 of them already, or one of the same serial, or when its limit does not fit into the budget, and is told so instead.
     pub fn answer_with_stream(&mut self, call: IncomingId, answer: &[u8], options: StreamOptions) -> Option<LegacyId> {
         let header = self.end_call(call)?;
         if self.streams.len() >= MAX_STREAMS || self.streams.is_known(&header) {
             let text = "too many legacy streams, or one of this serial is under way";
-            self.refuse(&header, &RemoteError::new(codes::RESOURCE_BUSY, domains::STREAMS, text));
+            self.refuse(&header, &busy(domains::STREAMS, text));
+            return None;
+        }
+        let mut share = Share::new(self.budget.clone());
+        if options.direction == Direction::Receiving && !share.take(options.limit) {
+            self.refuse(&header, &busy(domains::STREAMS, "the streams of all clients hold too much memory"));
             return None;
         }
         self.put_answer(&header, Ok(answer));
-        let stream = self.streams.open(&header, options, true);
+        let stream = self.streams.open(&header, options, true, Some(share));
         self.streams.send_behind(stream, self.outbox.mark());
         Some(stream)
     }
@@ -202,6 +227,7 @@ impl Server {
     fn end_call(&mut self, call: IncomingId) -> Option<Header> {
         let (header, arguments) = self.calls.remove(&call)?;
         self.arguments -= arguments;
+        self.share.give(arguments as u64);
         Some(header)
     }
 
@@ -283,7 +309,13 @@ impl Server {
     pub fn handle_link_lost(&mut self) {
         self.calls.clear();
         self.arguments = 0;
+        self.incoming = Incoming::Nothing;
+        self.share.give(self.share.taken());
         self.outbox = Outbox::default();
         self.streams.lose();
     }
+}
+
+fn busy(domain: i32, text: &str) -> RemoteError {
+    RemoteError::new(codes::RESOURCE_BUSY, domain, text)
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::error::{LinkError, StreamError};
 use super::outbox::Outbox;
+use crate::proto::Share;
 use crate::wire::{Body, HEADER_LEN, Header, Hole, PacketType, RemoteError, Status, codes, decode_body, domains};
 
 /// The most payload that a packet of ours carries: what every libvirt takes.
@@ -115,6 +116,8 @@ struct Stream {
     /// Received and not consumed.
     held: u64,
     in_turn: bool,
+    /// What it may hold, of the budget of all links.
+    _share: Option<Share>,
 }
 
 #[derive(Debug)]
@@ -154,13 +157,28 @@ impl Streams {
     }
 
     /// A stream begun by this call, or to be begun with its answer.
-    pub(super) fn open(&mut self, call: &Header, options: StreamOptions, answered: bool) -> LegacyId {
+    pub(super) fn open(
+        &mut self,
+        call: &Header,
+        options: StreamOptions,
+        answered: bool,
+        share: Option<Share>,
+    ) -> LegacyId {
         let id = LegacyId(self.next);
         self.next += 1;
         self.ids.insert(key(call), id);
         self.streams.insert(
             id,
-            Stream { call: *call, options, state: State::Open, answered, behind: 0, held: 0, in_turn: false },
+            Stream {
+                call: *call,
+                options,
+                state: State::Open,
+                answered,
+                behind: 0,
+                held: 0,
+                in_turn: false,
+                _share: share,
+            },
         );
         id
     }

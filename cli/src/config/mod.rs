@@ -16,7 +16,7 @@ use virbistream::wire::{is_valid_target, kind};
 use crate::listen::{Kind, Listen};
 use crate::pki::Pki;
 use crate::policy::{Offered, Pattern, Rights, Rule, Who, glob};
-use crate::values::{Owner, THREADS_MAX, Upstream, parse_bandwidth, parse_mode, parse_window};
+use crate::values::{Owner, THREADS_MAX, Upstream, parse_bandwidth, parse_metrics, parse_mode, parse_window};
 use table::{Source, Table};
 
 pub(crate) use table::Mistake;
@@ -30,6 +30,7 @@ pub(crate) struct Settings {
     pub(crate) permissions: Permissions,
     pub(crate) libvirt: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
+    pub(crate) metrics: Option<Address>,
     pub(crate) pki: Pki,
     pub(crate) threads: NonZeroUsize,
     pub(crate) max_sessions: usize,
@@ -76,6 +77,7 @@ impl Settings {
             permissions: Permissions { mode, user: owner.user, group: owner.group },
             libvirt: table.parsed("libvirt").map(|Upstream(path)| path),
             control: table.text("control").map(PathBuf::from),
+            metrics: table.parsed_by("metrics", parse_metrics),
             pki: Pki { directory: table.text("pki").map(PathBuf::from) },
             threads: threads(
                 table

@@ -13,7 +13,8 @@ use super::outcome::{Failure, Guest};
 use super::progress::{Monitor, Said, pairs};
 use super::tunnel::Tunnel;
 use super::virsh::{Asked, Virsh, VirshError};
-use crate::running::{Loudness, Running};
+use crate::events::Loudness;
+use crate::running::Running;
 
 /// How often the migration is looked at.
 const LOOK: Duration = Duration::from_millis(200);

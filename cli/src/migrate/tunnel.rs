@@ -18,6 +18,7 @@ use super::directory::{Base, Directory};
 use super::names::{Name, Part};
 use super::outcome::Failure;
 use super::virsh::Virsh;
+use crate::nbd;
 use crate::running::{Error, News, Running, bind};
 
 /// How long connecting, and each answer of the destination's, may take.
@@ -138,7 +139,9 @@ fn prepare(
     {
         let listener = bind(&Address::Unix(path.join(part.socket())), args.sockets.permissions(), None)?;
         let open = Open { target: Name { migration, part }.to_string(), kind, priority, ..Open::default() };
-        let forward = running.handle().forward(listener, open);
+        let disks = running.disks().clone();
+        let observe = move |relay| disks.observe(nbd::From::Client, Box::new(relay));
+        let forward = running.handle().forward_through(listener, open, observe);
         running.handle().route(forward, Some(session));
     }
     Ok(Prepared { path, directory, clock })

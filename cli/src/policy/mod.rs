@@ -13,6 +13,7 @@ use virbistream::io::{Access, Admission, Caller, Decision, Identity, Permit, Req
 use virbistream::wire::{EXT_TICKET, RemoteError, codes, domains};
 
 use crate::migrate::Name;
+use crate::nbd::{self, Disks};
 use migrations::OfSession;
 
 pub(crate) use migrations::Migrations;
@@ -28,6 +29,7 @@ pub(crate) struct Policy {
     migrations: Option<Arc<Migrations>>,
     tickets: Arc<Tickets>,
     sessions: Arc<Sessions>,
+    disks: Disks,
 }
 
 impl Policy {
@@ -36,10 +38,11 @@ impl Policy {
         offered: Offered,
         migrations: Option<Migrations>,
         tickets: Arc<Tickets>,
+        disks: Disks,
     ) -> Self {
         let rules = rules.into_iter().map(Arc::new).collect();
         let (offered, migrations) = (Arc::new(offered), migrations.map(Arc::new));
-        Self { rules, offered, migrations, tickets, sessions: Arc::default() }
+        Self { rules, offered, migrations, tickets, sessions: Arc::default(), disks }
     }
 
     /// The first rule that fits: those after it count no more.
@@ -62,7 +65,12 @@ impl Policy {
         Admission {
             max_streams: rights.streams.unwrap_or(u32::MAX),
             bandwidth: rights.bandwidth,
-            targets: Arc::new(Allowed { rights, offered: Arc::clone(&self.offered), migrations }),
+            targets: Arc::new(Allowed {
+                rights,
+                offered: Arc::clone(&self.offered),
+                migrations,
+                disks: self.disks.clone(),
+            }),
             permit,
         }
     }
@@ -107,6 +115,16 @@ struct Allowed {
     rights: Rights,
     offered: Arc<Offered>,
     migrations: Option<OfSession>,
+    disks: Disks,
+}
+
+impl Allowed {
+    fn observed(&self, decision: Decision) -> Decision {
+        match decision {
+            Decision::Accept(handler) => Decision::Accept(self.disks.observe(nbd::From::Server, handler)),
+            other => other,
+        }
+    }
 }
 
 impl Targets for Allowed {
@@ -116,11 +134,11 @@ impl Targets for Allowed {
         if let (Some(migrations), Some(name)) =
             (self.migrations.as_ref().filter(|_| may_migrate), Name::parse(request.target))
         {
-            return migrations.open(name);
+            return self.observed(migrations.open(name));
         }
         // Whether it is offered is nothing to tell somebody who may not have it.
         match self.rights.allow(request.target, request.kind) {
-            Ok(()) => self.offered.open(request),
+            Ok(()) => self.observed(self.offered.open(request)),
             Err(reason) => Decision::Refuse(RemoteError::new(codes::ACCESS_DENIED, domains::STREAMS, reason)),
         }
     }

@@ -37,6 +37,8 @@ pub(crate) struct Migration {
     pub(crate) destination: Vm,
     directory: PathBuf,
     disk_mib: u64,
+    /// By disk, the bytes that its mirror has copied, by QEMU's word.
+    pub(crate) mirrored: Vec<u64>,
 }
 
 /// How long it took.
@@ -90,7 +92,7 @@ impl Migration {
         let destination = Vm::start("dest", &directory, &guest, at_destination, far, true, small);
         source.said("vbs-ready", |_| true);
         source.said("vbs-at", |state| written(state, 50));
-        Self { source, destination, directory, disk_mib }
+        Self { source, destination, directory, disk_mib, mirrored: Vec::new() }
     }
 
     /// The sockets that a migration needs carried.
@@ -213,6 +215,7 @@ impl Migration {
             });
             assert_eq!(event["event"], "BLOCK_JOB_COMPLETED", "{event}");
             assert_eq!(event["data"]["error"], Value::Null, "{event}");
+            self.mirrored.push(event["data"]["offset"].as_u64().expect("an offset"));
         }
         for disk in &self.source.disks {
             let name = format!("mirror-{}", disk.node);

@@ -9,6 +9,7 @@
 
 mod aftermath;
 pub(crate) mod bytes;
+pub(crate) mod disks;
 pub(crate) mod echo;
 pub(crate) mod fault;
 pub(crate) mod guest;

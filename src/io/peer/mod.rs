@@ -13,6 +13,7 @@ use mio::Registry;
 use super::access::{Caller, Permit};
 use super::call::Answer;
 use super::channel::Channel;
+use super::counters::add;
 use super::front::{Following, Front};
 use super::handle::{Handle, OutgoingCall, SessionKey, SessionOptions, StreamKey};
 use super::legacy::Legacy;
@@ -20,13 +21,17 @@ use super::link::Link;
 use super::places::Place as Seat;
 use super::pool::Pool;
 use super::report::Report;
+use super::status::{SessionStatus, StreamStatus};
 use super::tokens::Tokens;
-use crate::proto::{Config, Event, LONGEST, Session, SessionError, Side, StreamId};
+use crate::proto::{Config, Event, LONGEST, RefusedOpens, Session, SessionError, Side, StreamId};
 use crate::rpc::{IncomingId, LegacyId, ProcedureId};
 use crate::wire::{Decoder, Extension, Open, PACKET_MAX};
 
 /// Bytes read from a link, or written to it, before others have their turn.
 const TURN: usize = 1 << 20;
+
+/// How often refused OPENs are told of.
+const REFUSED_TOLD: Duration = Duration::from_secs(1);
 
 /// How long a link outlives its session, so that the peer gets our last packet before the socket is closed.
 const LINGER: Duration = Duration::from_secs(2);
@@ -81,6 +86,16 @@ pub(super) struct Peer {
     peer_ended: bool,
     /// HELLO stood once.
     stood: bool,
+    /// The version in force, since then.
+    version: Option<u32>,
+    /// Bytes that the link has taken, and given.
+    sent: u64,
+    received: u64,
+    /// Of the OPENs that the session refused by its limits, those that are counted.
+    refused_opens: RefusedOpens,
+    /// How many since that was told, and when it was.
+    refused_untold: u64,
+    refused_told: Option<Instant>,
     /// Since when what is on its way out waits for the link to take some of it.
     unread_since: Option<Instant>,
     /// Until when the limit of all sessions holds up what could be sent.
@@ -156,6 +171,12 @@ impl Peer {
             phase: Phase::Running,
             peer_ended: false,
             stood: false,
+            version: None,
+            sent: 0,
+            received: 0,
+            refused_opens: RefusedOpens::default(),
+            refused_untold: 0,
+            refused_told: None,
             unread_since: None,
             limited_until: None,
             close_due: false,
@@ -233,12 +254,60 @@ impl Peer {
         self.end_after_peer();
         self.on_events(cx);
         self.end_if_finished(cx.now);
+        self.count_refused(cx);
         // What it says last may have come up behind all that was sent.
         let sent = sent || !was_closed && self.session.is_closed() && !self.session.is_finished();
         match self.phase {
             Phase::Gone => Turn::Gone,
             _ if sent || received && self.is_reading() => Turn::Again,
             _ => Turn::Wait,
+        }
+    }
+
+    /// What it is and does, and its streams that stand.
+    pub(super) fn status(&mut self, now: Instant) -> SessionStatus {
+        let streams = self.channels.iter().filter(|(_, channel)| channel.is_open()).filter_map(|(id, channel)| {
+            let stream = self.session.stream(*id)?;
+            Some(StreamStatus {
+                stream: channel.key,
+                id: *id,
+                target: channel.target.clone(),
+                priority: stream.priority(),
+                stats: stream.stats(),
+                stalled: channel.stalled.until(now),
+                credit: stream.credit(),
+                window: stream.window(),
+            })
+        });
+        let streams = streams.collect();
+        SessionStatus {
+            session: self.key,
+            peer: self.link.peer().to_owned(),
+            identity: self.link.identity().clone(),
+            version: self.version,
+            round_trip: self.session.round_trip(),
+            sent: self.sent,
+            received: self.received,
+            streams,
+        }
+    }
+
+    fn count_refused(&mut self, cx: &mut Context<'_>) {
+        let now = self.session.refused_opens();
+        let before = std::mem::replace(&mut self.refused_opens, now);
+        if now != before {
+            let tally = &cx.handle.shared.tally;
+            let (over_rate, over_streams) = (now.over_rate - before.over_rate, now.over_streams - before.over_streams);
+            add(&tally.opens_over_rate, over_rate);
+            add(&tally.opens_over_streams, over_streams);
+            self.refused_untold += over_rate + over_streams;
+        }
+        // A flood of OPENs is none of lines.
+        let is_time = |told: Instant| cx.now.saturating_duration_since(told) >= REFUSED_TOLD;
+        if self.refused_untold > 0 && self.refused_told.is_none_or(is_time) {
+            self.refused_told = Some(cx.now);
+            let count = std::mem::take(&mut self.refused_untold);
+            (cx.report)(Report::OpensRefused { session: self.key, count });
         }
     }
 
@@ -336,6 +405,7 @@ impl Peer {
                 Event::Hello { extensions } => self.judge_hello(cx.now, &extensions),
                 Event::Established { version, limits, .. } => {
                     self.stood = true;
+                    self.version = Some(version);
                     self.seat.iter_mut().for_each(Seat::stand);
                     (cx.report)(Report::Established { session: self.key, version, limits });
                 }

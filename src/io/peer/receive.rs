@@ -63,6 +63,7 @@ impl Peer {
             let more = match received {
                 Ok(Received::Bytes(len)) => {
                     budget = budget.saturating_sub(len);
+                    self.received += len as u64;
                     self.on_bytes(cx, &scratch[..len]);
                     true
                 }

@@ -176,7 +176,8 @@ impl Peer {
     pub(super) fn attach(&mut self, cx: &mut Context<'_>, id: StreamId) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let waker = Waker::new(cx.handle, self.key, Place::Stream(self.key, id));
-        let attached = channel.handler.attach(&Attachment { registry: cx.registry, token: channel.token, waker });
+        let at = Attachment { registry: cx.registry, token: channel.token, stream: channel.key, waker };
+        let attached = channel.handler.attach(&at);
         if let Err(error) = attached {
             self.fail(cx, id, &error);
             return;

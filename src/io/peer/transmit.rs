@@ -55,6 +55,7 @@ impl Peer {
             match self.link.write(buffer, cx.pool) {
                 Ok(written) => {
                     budget = budget.saturating_sub(written);
+                    self.sent += written as u64;
                     if written > 0 {
                         self.unread_since = None;
                         self.legacy.on_progress(cx.now);
@@ -148,6 +149,7 @@ impl Peer {
             self.session.stream(grant.id).into_iter().for_each(StreamMut::blocked);
             return;
         };
+        channel.stalled.end(cx.now);
         // The payload is read to where it will be sent from, its header goes in front: one write, no copy.
         let room = &mut buffer.spare()[..room];
         let max = grant.max.min(room.len() - HEADER_LEN);
@@ -162,6 +164,9 @@ impl Peer {
             }
             Ok(len) => match stream.send(len) {
                 Ok(header) => {
+                    if self.session.stream(grant.id).is_some_and(|stream| stream.credit() == 0) {
+                        channel.stalled.begin(cx.now);
+                    }
                     room[..HEADER_LEN].copy_from_slice(&header);
                     buffer.extend(HEADER_LEN + len);
                 }

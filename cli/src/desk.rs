@@ -1,0 +1,181 @@
+//! What a running command answers at its control socket and for its metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use virbistream::io::{Counters, Handle, SessionStatus, StreamStatus};
+
+use crate::nbd::{Disks, Figures};
+use crate::policy::{Rights, Tickets, glob};
+
+/// The longest that a ticket may be valid, in seconds.
+const TICKET_MAX: u64 = 24 * 3600;
+
+/// How long event loops may take to say what they have.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Streams that one answer tells of.
+pub(crate) const STREAMS_MAX: usize = 10_000;
+
+/// All that can be asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Desk {
+    handle: Handle,
+    disks: Disks,
+    /// Where who connects is judged.
+    tickets: Option<Arc<Tickets>>,
+}
+
+impl Desk {
+    pub(crate) fn new(handle: Handle, disks: Disks, tickets: Option<Arc<Tickets>>) -> Self {
+        Self { handle, disks, tickets }
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.handle.counters()
+    }
+
+    pub(crate) fn sessions(&self) -> Vec<SessionStatus> {
+        self.handle.sessions(PATIENCE)
+    }
+
+    /// What is known of a stream's disk.
+    pub(crate) fn disk(&self, stream: &StreamStatus) -> Option<Figures> {
+        self.disks.of(stream.stream)?.figures()
+    }
+
+    /// Answers a question: an object of one key.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub(crate) fn answer(&self, question: &Value) -> Result<Value, String> {
+        let asked = question.as_object().filter(|asked| asked.len() == 1).and_then(|asked| asked.iter().next());
+        match asked.map(|(what, with)| (what.as_str(), with)) {
+            Some(("ticket", with)) => self.ticket(with),
+            Some(("status", _)) => Ok(self.status()),
+            Some(("limit", with)) => self.limit(with),
+            Some(("counters", _)) => Ok(counters_json(&self.counters())),
+            _ => Err("asked for is `ticket`, `status`, `limit` or `counters`".into()),
+        }
+    }
+
+    fn ticket(&self, asked: &Value) -> Result<Value, String> {
+        let tickets = self.tickets.as_ref().ok_or("tickets are made by serve")?;
+        let names = asked.get("targets").and_then(Value::as_array).ok_or("`targets` is a list of texts")?;
+        let names: Option<Vec<_>> = names.iter().map(|name| name.as_str().map(glob)).collect();
+        let targets = names.filter(|names| !names.is_empty()).ok_or("`targets` is a list of texts")?;
+        let seconds = asked.get("seconds").and_then(Value::as_u64).filter(|seconds| (1..=TICKET_MAX).contains(seconds));
+        let seconds = seconds.ok_or_else(|| format!("`seconds` is a number from 1 to {TICKET_MAX}"))?;
+        let secret = tickets.make(Rights { targets, ..Rights::default() }, Duration::from_secs(seconds));
+        secret.map(|secret| json!(secret.hex())).map_err(|error| error.to_string())
+    }
+
+    fn status(&self) -> Value {
+        let sessions = self.sessions();
+        let all: usize = sessions.iter().map(|session| session.streams.len()).sum();
+        let mut left = STREAMS_MAX;
+        let sessions = sessions.iter().map(|session| {
+            let told = session.streams.len().min(left);
+            left -= told;
+            let streams: Vec<_> = session.streams.iter().take(told).map(|stream| self.stream_json(stream)).collect();
+            json!({
+                "session": session.session.number(),
+                "peer": session.peer,
+                "identity": session.identity.to_string(),
+                "version": session.version,
+                "round_trip_us": session.round_trip.map(|time| time.as_micros() as u64),
+                "sent": session.sent,
+                "received": session.received,
+                "streams": streams,
+            })
+        });
+        let sessions: Vec<_> = sessions.collect();
+        json!({ "sessions": sessions, "streams_left_out": all - (STREAMS_MAX - left) })
+    }
+
+    fn stream_json(&self, stream: &StreamStatus) -> Value {
+        let stats = &stream.stats;
+        json!({
+            "stream": stream.id.number(),
+            "target": stream.target,
+            "priority": stream.priority,
+            "sent": stats.sent,
+            "delivered": stats.delivered,
+            "received": stats.received,
+            "consumed": stats.consumed,
+            "credit": stream.credit,
+            "window": stream.window,
+            "stalls": stats.stalls,
+            "stalled_us": stream.stalled.as_micros() as u64,
+            "disk": self.disk(stream).map(|disk| json!({
+                "export": disk.export,
+                "size": disk.size,
+                "written": disk.written,
+                "zeroed": disk.zeroed,
+                "trimmed": disk.trimmed,
+                "read": disk.read,
+                "flushes": disk.flushes,
+            })),
+        })
+    }
+
+    /// Of everything, of a session, or of all streams to a target that stand now.
+    fn limit(&self, asked: &Value) -> Result<Value, String> {
+        let rate = match asked.get("rate") {
+            Some(Value::Null) => None,
+            rate => match rate.and_then(Value::as_u64) {
+                Some(rate @ 1..) => Some(rate),
+                _ => return Err("`rate` is a number of bytes a second, more than 0, or null".into()),
+            },
+        };
+        match (asked.get("session").and_then(Value::as_u64), asked.get("target").and_then(Value::as_str)) {
+            (None, None) => self.handle.limit(rate),
+            (Some(number), _) => {
+                let sessions = self.sessions();
+                let session = sessions.iter().find(|session| session.session.number() == number);
+                let session = session.ok_or_else(|| format!("there is no session {number}"))?;
+                self.handle.limit_session(session.session, rate);
+            }
+            (None, Some(target)) => self.limit_target(target, rate)?,
+        }
+        Ok(Value::Null)
+    }
+
+    fn limit_target(&self, target: &str, rate: Option<u64>) -> Result<(), String> {
+        let mut found = false;
+        for session in self.sessions() {
+            for stream in session.streams.iter().filter(|stream| stream.target == target) {
+                self.handle.limit_stream(session.session, stream.stream, rate);
+                found = true;
+            }
+        }
+        if found { Ok(()) } else { Err(format!("no stream to `{target}` stands now")) }
+    }
+}
+
+/// What only rises, by its name, and what it is.
+pub(crate) fn counted(counters: &Counters) -> [(&'static str, &'static str, u64); 14] {
+    [
+        ("links_accepted", "Links accepted.", counters.links_accepted),
+        ("links_refused", "Links closed at once, since there were too many.", counters.links_refused),
+        ("sessions_begun", "Sessions whose HELLO stood.", counters.sessions_begun),
+        ("sessions_ended", "Sessions that are over, and links that never had one.", counters.sessions_ended),
+        ("hello_timeouts", "Links whose HELLO did not come in time.", counters.hello_timeouts),
+        ("silent_peers", "Sessions ended since nothing was heard.", counters.silent_peers),
+        ("unread_links", "Sessions ended since the peer read nothing.", counters.unread_links),
+        ("floods", "Sessions ended since the peer sent too many control packets.", counters.floods),
+        ("violations", "Sessions ended by another rule that the peer broke.", counters.violations),
+        ("links_lost", "Sessions lost with their link.", counters.links_lost),
+        ("streams_opened", "Streams that stood.", counters.streams_opened),
+        ("streams_refused", "Streams that did not come to be, but for limits.", counters.streams_refused),
+        ("opens_over_rate", "Streams refused since too many were asked for in a second.", counters.opens_over_rate),
+        ("opens_over_streams", "Streams refused since there were too many.", counters.opens_over_streams),
+    ]
+}
+
+fn counters_json(counters: &Counters) -> Value {
+    let counted = counted(counters).into_iter().map(|(name, _, count)| (name, count));
+    let now = [("sessions_now", counters.sessions_now), ("half_open_now", counters.half_open_now)];
+    counted.chain(now).map(|(name, count)| (name.to_owned(), json!(count))).collect::<serde_json::Map<_, _>>().into()
+}
