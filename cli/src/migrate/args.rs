@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use virbistream::io::Address;
 
 use super::libvirt::LibvirtOptions;
 use crate::args::SocketArgs;
 use crate::uri::Uri;
+use crate::values::parse_metrics;
 
 /// Where directories of migrations are made, at both ends.
 pub(crate) const BASE: &str = "/run/virbistream/migrations";
@@ -33,6 +35,12 @@ pub(crate) struct MigrateArgs {
     /// Where the directory for this migration's sockets is made; the destination's must be of the same name
     #[arg(long, value_name = "DIRECTORY", default_value = BASE)]
     pub(crate) base: PathBuf,
+    /// A UNIX socket on which the user that runs migrate can see what runs, and limit it
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+    /// Tell Prometheus what runs, at GET /metrics: tcp://127.0.0.1:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_metrics)]
+    pub(crate) metrics: Option<Address>,
     #[command(flatten)]
     pub(crate) sockets: SocketArgs,
     #[command(flatten)]

@@ -25,6 +25,8 @@ const NOTICE: Duration = Duration::from_secs(30);
 pub(crate) fn run(args: &MigrateArgs) -> Result<(), Failure> {
     // First of all: from now on a signal ends nothing at once.
     let running = Running::start(Loudness { session: log::Level::Info, stream: log::Level::Info }, NonZeroUsize::MIN)?;
+    let _control = running.control(args.control.as_deref(), None)?;
+    let _metrics = running.metrics(args.metrics.as_ref())?;
     let source = Virsh::new(args.connect.clone());
     let said = Said::new(args.json);
     let mut list = List::new(&said);
