@@ -64,8 +64,10 @@ pub(crate) enum Command {
     #[command(after_long_help = EXIT_STATUS)]
     Migrate(MigrateArgs),
     /// Show the sessions and streams of a running serve or forward
+    #[command(after_long_help = help::STATUS)]
     Status(StatusArgs),
     /// Change how fast a running serve or forward sends
+    #[command(after_long_help = help::LIMIT)]
     Limit(LimitArgs),
     /// Listen on UNIX sockets, and carry each connection to a target of the peer
     #[command(after_long_help = help::FORWARD)]

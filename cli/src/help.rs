@@ -6,7 +6,8 @@ Exit status:
   0  it did what was asked
   1  it failed; the last line on stderr says why
   2  the command line makes no sense
-  3  of probe: the peer speaks libvirt's RPC alone";
+  3  of probe: the peer speaks libvirt's RPC alone
+  3 to 8  of migrate: virbistream-migrate(1) has them";
 
 pub(crate) const SERVE: &str = "\
 Exit status:
@@ -42,6 +43,18 @@ pub(crate) const TICKET: &str = "\
 Exit status:
   0  the ticket was printed
   1  there is none; the last line on stderr says why
+  2  the command line makes no sense";
+
+pub(crate) const STATUS: &str = "\
+Exit status:
+  0  what runs was shown
+  1  nothing could be asked; the last line on stderr says why
+  2  the command line makes no sense";
+
+pub(crate) const LIMIT: &str = "\
+Exit status:
+  0  the limit holds from now on
+  1  it was not set; the last line on stderr says why
   2  the command line makes no sense";
 
 pub(crate) const FORWARD: &str = "\

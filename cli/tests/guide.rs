@@ -168,13 +168,13 @@ fn the_guide_followed_to_the_letter_migrates_a_vm_between_two_fresh_hosts() {
     assert!(rest(&source) == rest(&destination), "the disks differ");
 }
 
-/// Beside the link of `probe`.
+/// Beside those of `probe` and of the dry run.
 #[track_caller]
 fn assert_carried_by_one_link(shared: &Scratch) {
     let said = fs::read_to_string(shared.join("serve.out")).expect("what serve said");
-    assert_eq!(said.matches("link accepted").count(), 2, "{said}");
-    for target in ["libvirt", "disks", "memory"] {
-        assert!(said.contains(&format!("to `{target}` done")), "no stream to {target}:\n{said}");
+    assert_eq!(said.matches("link accepted").count(), 3, "{said}");
+    for target in ["directory", "libvirt", "disks", "memory"] {
+        assert!(said.contains(&format!("/{target}` done")), "no stream to {target}:\n{said}");
     }
 }
 

@@ -99,7 +99,7 @@ impl<'a> List<'a> {
                 Some(())
             }
             Err(error) => {
-                self.fail(what, error.to_string());
+                self.fail(what, format!("the {what}'s libvirtd: {error}"));
                 None
             }
         }
@@ -176,7 +176,7 @@ impl<'a> List<'a> {
                 *wanted.entry(pool).or_default() += size.unwrap_or(0);
                 self.ok(&what, format!("{path} will be made in the pool `{}`", pool.name));
             }
-            None => self.fail(&what, format!("no storage pool at the destination has the directory of {path}")),
+            None => self.fail(&what, format!("{path} is in the directory of no storage pool at the destination")),
         }
     }
 
