@@ -50,14 +50,16 @@ impl Moving {
         for (host, name) in hosts.iter().zip(["source.example", "destination.example"]) {
             prepare(host, name, &authority, &shared, &guest);
         }
-        let serving = hosts.each_ref().map(|host| {
-            let process = host.run("virbistream serve -v --config serve.toml").start();
-            process.ready();
-            process
-        });
+        let serving = hosts.each_ref().map(serve);
         let this = Self { hosts, serving, _shared: shared, _guest: guest };
         this.boot();
         this
+    }
+
+    /// Where it was killed.
+    #[track_caller]
+    pub(crate) fn serve_again(&mut self, host: usize) {
+        self.serving[host] = serve(&self.hosts[host]);
     }
 
     fn boot(&self) {
@@ -145,6 +147,13 @@ impl Moving {
         }
         self.serving.into_iter().for_each(Host::end);
     }
+}
+
+#[track_caller]
+fn serve(host: &Host) -> Process {
+    let process = host.run("virbistream serve -v --config serve.toml").start();
+    process.ready();
+    process
 }
 
 #[track_caller]
