@@ -375,6 +375,7 @@ fn a_handshake_that_does_not_end_is_ended_with_the_time_for_hello_however_it_tri
         }
         let patience = hello_timeout.unwrap_or(Duration::from_secs(10));
         assert!((patience..patience + Duration::from_secs(5)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert_eq!(far.node.handle.counters().handshakes_failed, 2);
         drop(silent);
         trickle.join().unwrap();
     }

@@ -155,7 +155,7 @@ impl Desk {
 }
 
 /// What only rises, by its name, and what it is.
-pub(crate) fn counted(counters: &Counters) -> [(&'static str, &'static str, u64); 14] {
+pub(crate) fn counted(counters: &Counters) -> [(&'static str, &'static str, u64); 15] {
     [
         ("links_accepted", "Links accepted.", counters.links_accepted),
         ("links_refused", "Links closed at once, since there were too many.", counters.links_refused),
@@ -167,6 +167,7 @@ pub(crate) fn counted(counters: &Counters) -> [(&'static str, &'static str, u64)
         ("floods", "Sessions ended since the peer sent too many control packets.", counters.floods),
         ("violations", "Sessions ended by another rule that the peer broke.", counters.violations),
         ("links_lost", "Sessions lost with their link.", counters.links_lost),
+        ("handshakes_failed", "Links whose TLS handshake failed or was not over in time.", counters.handshakes_failed),
         ("streams_opened", "Streams that stood.", counters.streams_opened),
         ("streams_refused", "Streams that did not come to be, but for limits.", counters.streams_refused),
         ("opens_over_rate", "Streams refused since too many were asked for in a second.", counters.opens_over_rate),

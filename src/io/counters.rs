@@ -54,6 +54,8 @@ counters! {
     violations;
     /// Sessions lost with their link.
     links_lost;
+    /// Links whose TLS handshake failed, or was not over in time.
+    handshakes_failed;
     /// Streams that stood, of both sides.
     streams_opened;
     /// Streams that were asked for, by the peer or by us, and did not come to be; those over a limit of ours are not among them.
@@ -94,6 +96,7 @@ impl Tally {
             SessionError::Silent(_) => &self.silent_peers,
             SessionError::Unread(_) => &self.unread_links,
             SessionError::LinkLost(_) => &self.links_lost,
+            SessionError::Handshake(_) => &self.handshakes_failed,
             _ => return None,
         })
     }
