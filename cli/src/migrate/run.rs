@@ -167,10 +167,14 @@ fn is_postcopy(source: &Virsh, domain: &str) -> bool {
 
 /// Where the guest is, when it has not moved.
 fn guest(source: &Virsh, domain: &str) -> Guest {
-    match source.ask(&["domstate", domain]) {
-        Ok(state) if matches!(&*state, "running" | "paused" | "idle" | "pmsuspended") => Guest::Here(state),
-        Ok(state) => Guest::Unknown(format!("it is {state} at the source")),
-        Err(error) => Guest::Unknown(error.to_string()),
+    let Ok(said) = source.ask(&["domstate", domain, "--reason"]) else {
+        return Guest::Unknown("the source's libvirtd does not say".into());
+    };
+    match said.split_once(" (").unwrap_or((&said, "")) {
+        // It ran at the destination already, and what is here is its shell.
+        (_, reason) if reason.contains("post-copy") => Guest::Unknown(format!("it is {said} at the source")),
+        (state @ ("running" | "paused" | "idle" | "pmsuspended"), _) => Guest::Here(state.into()),
+        _ => Guest::Unknown(format!("it is {said} at the source")),
     }
 }
 

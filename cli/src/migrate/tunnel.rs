@@ -134,10 +134,12 @@ fn prepare(
         io::ErrorKind::AlreadyExists => Failure::Checks("source and destination are the same host".into()),
         _ => local(&path, &error),
     })?;
+    let permissions = args.sockets.permissions();
+    let permissions = Permissions { mode: permissions.mode.or(Some(0o600)), ..permissions };
     for (part, priority, kind) in
         [(Part::Libvirt, 0, kind::CONTROL), (Part::Memory, 1, kind::MEMORY), (Part::Disks, 2, kind::DISK)]
     {
-        let listener = bind(&Address::Unix(path.join(part.socket())), args.sockets.permissions(), None)?;
+        let listener = bind(&Address::Unix(path.join(part.socket())), permissions, None)?;
         let open = Open { target: Name { migration, part }.to_string(), kind, priority, ..Open::default() };
         let disks = running.disks().clone();
         let observe = move |relay| disks.observe(nbd::From::Client, Box::new(relay));
