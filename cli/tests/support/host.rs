@@ -144,7 +144,12 @@ impl Host {
         Run::new("nsenter", "util-linux")
             .named(&format!("{}: {}", self.name, script.lines().next().unwrap_or_default()))
             .args([&format!("--target={pid}"), "--mount", "--net", "--ipc", "--uts", "--pid", "--root", "--wd"])
-            .args(["env", "--unset=TMPDIR", "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
+            .args([
+                "env",
+                "--unset=TMPDIR",
+                "HOME=/root",
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            ])
             .args(["bash", "-euo", "pipefail", "-c", script])
     }
 
