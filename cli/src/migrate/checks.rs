@@ -186,8 +186,9 @@ impl<'a> List<'a> {
             return self.ok("CPU", "the guest asks for no model");
         };
         let compared = (|| {
-            let mut file = tempfile::NamedTempFile::new().map_err(VirshError::Start)?;
-            file.write_all(cpu.as_bytes()).map_err(VirshError::Start)?;
+            let no_file = |error| VirshError::Failed(format!("no file can be made to ask with: {error}"));
+            let mut file = tempfile::NamedTempFile::new().map_err(no_file)?;
+            file.write_all(cpu.as_bytes()).map_err(no_file)?;
             let path = file.path().to_string_lossy().into_owned();
             let mut words = vec!["hypervisor-cpu-compare", &*path, "--error", "--virttype", &*domain.kind];
             let named = [("--arch", &domain.arch), ("--machine", &domain.machine), ("--emulator", &domain.emulator)];

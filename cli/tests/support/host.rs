@@ -58,7 +58,8 @@ ip link set lo up
 exec chroot . sh -c 'cd /root; libvirtd & wait $!; exec sleep infinity'
 "#;
 
-/// What systemd would do with our two units, by its own program for sockets. Of systemctl it knows what the guide says.
+/// What systemd would do with our two units, by its own program for sockets. Of systemctl it knows what the guide says, and as there, the
+/// port is open when it returns.
 const SYSTEMCTL: &str = r#"#!/bin/sh
 set -e
 [ "$*" = "enable --now virbistream.socket virbistream.service" ] || { echo "systemctl $*: not known to this test" >&2; exit 1; }
@@ -66,6 +67,12 @@ of() { sed -n "s/^$1=//p" "/lib/systemd/system/virbistream.$2"; }
 exec 3>&-
 setsid -f systemd-socket-activate -l "$(of ListenStream socket)" --fdname="$(of FileDescriptorName socket)" $(of ExecStart service) -v \
   >/mnt/shared/serve.out 2>&1 </dev/null
+for _ in $(seq 600); do
+  grep -q '^Listening on' /mnt/shared/serve.out && exit
+  sleep 0.05
+done
+cat /mnt/shared/serve.out >&2
+exit 1
 "#;
 
 /// There is no ssh between the two: what is copied goes through a directory that both have, which is /root of the other.
@@ -144,7 +151,12 @@ impl Host {
         Run::new("nsenter", "util-linux")
             .named(&format!("{}: {}", self.name, script.lines().next().unwrap_or_default()))
             .args([&format!("--target={pid}"), "--mount", "--net", "--ipc", "--uts", "--pid", "--root", "--wd"])
-            .args(["env", "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
+            .args([
+                "env",
+                "--unset=TMPDIR",
+                "HOME=/root",
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            ])
             .args(["bash", "-euo", "pipefail", "-c", script])
     }
 
