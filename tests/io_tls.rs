@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use io_support::{Node, PATIENCE, Pattern, accept, patient, to_eof};
 use pki::{Authority, Leaf, Wanted};
@@ -194,6 +194,11 @@ impl Between {
     }
 }
 
+/// The end of the certificates here.
+fn the_year_2090() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(3_786_912_000)
+}
+
 #[test]
 fn a_session_over_tls_carries_every_byte_both_ways_and_each_end_knows_the_other() {
     let mut tunnel = Tunnel::new();
@@ -207,7 +212,8 @@ fn a_session_over_tls_carries_every_byte_both_ways_and_each_end_knows_the_other(
         });
         let common_name = if names.is_empty() { "client" } else { "host" };
         assert_eq!(version, "TLS 1.3");
-        assert_eq!(identity, Identity::Certificate { dn: format!("C=GB,O=Red\\, Hat,CN={common_name}"), names });
+        let dn = format!("C=GB,O=Red\\, Hat,CN={common_name}");
+        assert_eq!(identity, Identity::Certificate { dn, names, expires: the_year_2090() });
     }
     let (client, server) = tunnel.carry();
     assert_carries(&client, &server, 64 << 20);
@@ -557,7 +563,8 @@ fn a_stream_of_ones_own_has_tls_too_both_ways_to_its_orderly_end() {
     assert!(to_eof(&mut stream) == sent);
     let (len, identity) = served.join().unwrap();
     assert_eq!(len, sent.len());
-    assert_eq!(identity, Identity::Certificate { dn: "C=GB,O=Red\\, Hat,CN=client".into(), names: vec![] });
+    let dn = "C=GB,O=Red\\, Hat,CN=client".into();
+    assert_eq!(identity, Identity::Certificate { dn, names: vec![], expires: the_year_2090() });
 }
 
 #[test]

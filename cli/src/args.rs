@@ -197,8 +197,11 @@ pub(crate) struct TicketArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) control: PathBuf,
     /// The targets that the bearer may open; `*` stands for any characters, `?` for one
-    #[arg(long, value_name = "NAME", required = true)]
+    #[arg(long, value_name = "NAME", required_unless_present = "migrate")]
     pub(crate) target: Vec<String>,
+    /// Let the bearer move guests to this host, with `virbistream migrate --ticket`; who may do that can do here what root can
+    #[arg(long)]
+    pub(crate) migrate: bool,
     /// How long the ticket can be used: a number with s, m or h, at most 24h
     #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = parse_valid)]
     pub(crate) valid: Duration,

@@ -64,10 +64,15 @@ impl Desk {
         let tickets = self.tickets.as_ref().ok_or("tickets are made by serve")?;
         let names = asked.get("targets").and_then(Value::as_array).ok_or("`targets` is a list of texts")?;
         let names: Option<Vec<_>> = names.iter().map(|name| name.as_str().map(glob)).collect();
-        let targets = names.filter(|names| !names.is_empty()).ok_or("`targets` is a list of texts")?;
+        let targets = names.ok_or("`targets` is a list of texts")?;
+        let migrate = asked.get("migrate").is_some_and(|migrate| *migrate == true);
+        if targets.is_empty() && !migrate {
+            return Err("a ticket is for targets, or to migrate".into());
+        }
         let seconds = asked.get("seconds").and_then(Value::as_u64).filter(|seconds| (1..=TICKET_MAX).contains(seconds));
         let seconds = seconds.ok_or_else(|| format!("`seconds` is a number from 1 to {TICKET_MAX}"))?;
-        let secret = tickets.make(Rights { targets, ..Rights::default() }, Duration::from_secs(seconds));
+        let rights = Rights { targets, migrate, ..Rights::default() };
+        let secret = tickets.make(rights, Duration::from_secs(seconds));
         secret.map(|secret| json!(secret.hex())).map_err(|error| error.to_string())
     }
 
@@ -108,15 +113,7 @@ impl Desk {
             "window": stream.window,
             "stalls": stats.stalls,
             "stalled_us": stream.stalled.as_micros() as u64,
-            "disk": self.disk(stream).map(|disk| json!({
-                "export": disk.export,
-                "size": disk.size,
-                "written": disk.written,
-                "zeroed": disk.zeroed,
-                "trimmed": disk.trimmed,
-                "read": disk.read,
-                "flushes": disk.flushes,
-            })),
+            "disk": self.disk(stream).map(|disk| disk.json()),
         })
     }
 

@@ -1,25 +1,25 @@
 //! `virbistream forward`: listens on UNIX sockets and carries each connection to a target of the peer.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virbistream::io::{ListenerKey, Report, SessionKey, SessionOptions, Socket};
 use virbistream::proto::{Config, SessionError, Side};
-use virbistream::wire::{EXT_TICKET, Extension, Open};
+use virbistream::wire::{Extension, Open};
 
 use crate::args::ForwardArgs;
 use crate::config::is_open;
 use crate::events::Loudness;
 use crate::nbd;
-use crate::policy::Secret;
 use crate::running::{Error, News, Running, bind, say_ready};
+use crate::ticket;
 
 /// How long connecting to the peer may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
-    let ticket = args.ticket.as_deref().map(read_ticket).transpose()?;
+    let ticket = args.ticket.as_deref().map(ticket::read).transpose().map_err(Error::Config)?;
     if ticket.is_some() && is_open(&args.peer) {
         return Err(Error::Config(format!(
             "a ticket is not said over {}: whoever reads along could use it",
@@ -43,24 +43,13 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
             let priority = args.priority(&source.name);
             let open = Open { target: source.name.clone(), priority, ..Open::default() };
             let disks = running.disks().clone();
-            let observe = move |relay| disks.observe(nbd::From::Client, Box::new(relay));
+            let observe = move |relay| disks.observe(nbd::From::Client, Arc::default(), Box::new(relay));
             running.handle().forward_through(listener, open, observe)
         })
         .collect();
     let ticket = ticket.into_iter().collect();
     let forward = Forward { args, ticket, running, forwards, pauses: Pauses::default(), said_ready: false };
     forward.run()
-}
-
-/// What HELLO says of a ticket.
-fn read_ticket(path: &Path) -> Result<Extension, Error> {
-    let text = match path == Path::new("-") {
-        true => std::io::read_to_string(std::io::stdin()),
-        false => std::fs::read_to_string(path),
-    };
-    let failed = |error: String| Error::Config(format!("{}: {error}", path.display()));
-    let secret: Secret = text.map_err(|error| failed(error.to_string()))?.parse().map_err(failed)?;
-    Ok(Extension { kind: EXT_TICKET, needed: true, value: secret.0.to_vec() })
 }
 
 struct Forward<'a> {

@@ -23,11 +23,17 @@ fn a_guest_that_writes_goes_there_and_back_five_times_each_time_over_one_connect
     let moving = Moving::start();
     for turn in 1..=10 {
         let (from, to) = ((turn + 1) % 2, turn % 2);
+        let before = moving.connections();
         let finished = moving.migrate(from, OWNER).finish(6 * PATIENCE);
         assert!(finished.status.success(), "turn {turn}: {finished}");
+        let mut wanted = before;
+        wanted[from][0] += 1;
+        wanted[to][1] += 1;
+        assert_eq!(moving.connections(), wanted, "connections that each host began and took, by turn {turn}");
         assert!(finished.stdout.contains("`web` runs at the destination: "), "{finished}");
         assert_eq!(finished.stderr, "", "{finished}");
         moving.assert_runs_at(to);
+        moving.assert_answers_at(to, turn);
         assert_eq!(moving.links(to), turn.div_ceil(2), "links from one host to the other, by turn {turn}");
         moving.assert_nothing_is_left();
     }

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::time::SystemTime;
 
 use crate::wire::Escaped;
 
@@ -25,6 +26,8 @@ pub enum Identity {
         dn: String,
         /// The DNS names and addresses that the certificate is for.
         names: Vec<String>,
+        /// Until when it is valid. Nobody looks again while the connection stands.
+        expires: SystemTime,
     },
 }
 

@@ -7,6 +7,7 @@ use virbistream::io::Address;
 
 use super::libvirt::LibvirtOptions;
 use crate::args::SocketArgs;
+use crate::config::is_open;
 use crate::uri::Uri;
 use crate::values::parse_metrics;
 
@@ -32,6 +33,9 @@ pub(crate) struct MigrateArgs {
     /// Stop the guest while it moves, which takes less time than to move it running
     #[arg(long)]
     pub(crate) not_live: bool,
+    /// A file with the ticket that lets us in, `-` for stdin
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ticket: Option<PathBuf>,
     /// Where the directory for this migration's sockets is made; the destination's must be of the same name
     #[arg(long, value_name = "DIRECTORY", default_value = BASE)]
     pub(crate) base: PathBuf,
@@ -49,10 +53,13 @@ pub(crate) struct MigrateArgs {
 
 impl MigrateArgs {
     pub(crate) fn check(&self) -> Result<(), String> {
+        if !self.desturi.is_verified() {
+            return Err("no guest is moved to a host that proves nothing: no_verify=1 is not for migrate".into());
+        }
+        if self.ticket.is_some() && is_open(&self.desturi.address) {
+            return Err(format!("a ticket is not said over {}: whoever reads along could use it", self.desturi));
+        }
         match self.base.is_absolute() {
-            true if !self.desturi.is_verified() => {
-                Err("no guest is moved to a host that proves nothing: no_verify=1 is not for migrate".into())
-            }
             true => Ok(()),
             false => Err(format!("--base {} does not begin with /", self.base.display())),
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+use std::time::SystemTime;
 
 use roxmltree::Document;
 
@@ -15,6 +16,9 @@ use super::virsh::{Virsh, VirshError};
 
 /// Seconds that two clocks may differ before it is worth a word: certificates are valid from and until a time.
 const CLOCKS: i64 = 60;
+
+/// Days of a certificate that are few enough for a word.
+const DAYS: u64 = 14;
 
 /// Says the list, and counts what failed.
 pub(super) struct List<'a> {
@@ -66,9 +70,12 @@ impl<'a> List<'a> {
 
     /// All that is asked of the destination.
     pub(super) fn destination(&mut self, source: &Virsh, tunnel: &Tunnel, domain: &Domain, args: &MigrateArgs) {
-        let secured = tunnel.secured.as_deref().unwrap_or("not encrypted");
-        self.ok("connection", format!("BiStream {} to {}, {secured}", tunnel.version, args.desturi));
-        self.clocks(tunnel.clock);
+        let secured = tunnel.peer.secured.as_deref().unwrap_or("not encrypted");
+        self.ok("connection", format!("BiStream {} to {}, {secured}", tunnel.peer.version, args.desturi));
+        self.clocks(tunnel.clock());
+        if let Some(certificates) = tunnel.peer.certificates {
+            self.certificates(certificates);
+        }
         let destination = tunnel.virsh();
         if self.daemon("destination", &destination).is_none() {
             return;
@@ -86,6 +93,17 @@ impl<'a> List<'a> {
                 format!("the destination's is {ahead} s ahead of ours: certificates may not be valid at both"),
             ),
             false => self.ok("clocks", "they agree"),
+        }
+    }
+
+    /// Both were valid when the connection began.
+    fn certificates(&mut self, certificates: [SystemTime; 2]) {
+        let days = |end: SystemTime| end.duration_since(SystemTime::now()).unwrap_or_default().as_secs() / 86_400;
+        let [ours, theirs] = certificates.map(days);
+        let text = format!("ours is valid for {ours} more days, the destination's for {theirs}");
+        match ours.min(theirs) < DAYS {
+            true => self.warn("certificates", text),
+            false => self.ok("certificates", text),
         }
     }
 

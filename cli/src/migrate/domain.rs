@@ -26,13 +26,30 @@ pub(super) struct Disk {
     pub(super) target: String,
     /// The file or device.
     pub(super) source: Option<String>,
+    /// What libvirt calls it where it is copied to, as far as it says.
+    pub(super) export: Option<String>,
 }
 
 impl Domain {
     /// What libvirt says of it now.
     pub(super) fn read(virsh: &Virsh, name: &str) -> Result<Self, VirshError> {
         let (state, xml) = (virsh.ask(&["domstate", name])?, virsh.ask(&["dumpxml", "--migratable", name])?);
-        Self::parse(&state, &xml).ok_or_else(|| VirshError::Failed("its definition is not understood".into()))
+        let domain = Self::parse(&state, &xml);
+        let mut domain = domain.ok_or_else(|| VirshError::Failed("its definition is not understood".into()))?;
+        // What moves is without the names that devices have while the guest runs.
+        domain.name_exports(&virsh.ask(&["dumpxml", name])?);
+        Ok(domain)
+    }
+
+    fn name_exports(&mut self, xml: &str) {
+        let Ok(document) = Document::parse(xml) else { return };
+        for node in document.descendants().filter(|node| node.has_tag_name("disk")) {
+            let of = |name, attribute| child(node, name).and_then(|child| child.attribute(attribute));
+            let disk = self.disks.iter_mut().find(|disk| of("target", "dev") == Some(&disk.target));
+            if let (Some(disk), Some(alias)) = (disk, of("alias", "name")) {
+                disk.export = Some(format!("drive-{alias}"));
+            }
+        }
     }
 
     fn parse(state: &str, xml: &str) -> Option<Self> {
@@ -69,7 +86,7 @@ fn disk(node: Node<'_, '_>) -> Option<Disk> {
     let is_disk = matches!(node.attribute("device"), None | Some("disk"));
     let is_copied = is_disk && !is("readonly") && !is("shareable") && named("source").is_some();
     let target = named("target").and_then(|target| target.attribute("dev"))?;
-    is_copied.then(|| Disk { target: target.into(), source: source.map(String::from) })
+    is_copied.then(|| Disk { target: target.into(), source: source.map(String::from), export: None })
 }
 
 #[cfg(test)]
@@ -87,12 +104,15 @@ mod tests {
 <disk type='file' device='disk'><source file='/d/r'/><target dev='vde'/><readonly/></disk>
 <disk type='file' device='cdrom'><source file='/d/c'/><target dev='hda'/></disk>
 <disk type='file' device='cdrom'><target dev='hdb'/></disk></devices></domain>";
-        let domain = Domain::parse("running", xml).unwrap();
+        let mut domain = Domain::parse("running", xml).unwrap();
         assert_eq!((&*domain.name, &*domain.kind, domain.arch.as_deref()), ("g1", "qemu", Some("x86_64")));
         assert_eq!(domain.cpu.as_deref().map(|cpu| &cpu[..18]), Some("<cpu mode='custom'"));
         let disks: Vec<_> = domain.disks.iter().map(|disk| (&*disk.target, disk.source.as_deref())).collect();
         assert_eq!(disks, [("vda", Some("/d/a.raw")), ("vdb", Some("/dev/x")), ("vdc", None)]);
         assert!(domain.is_running());
+        domain.name_exports(&xml.replacen("<target dev='vda'/>", "<target dev='vda'/><alias name='virtio-disk0'/>", 1));
+        let exports: Vec<_> = domain.disks.iter().map(|disk| disk.export.as_deref()).collect();
+        assert_eq!(exports, [Some("drive-virtio-disk0"), None, None]);
         assert!(Domain::parse("running", "<domain").is_none());
         assert!(Domain::parse("running", "<domain type='qemu'/>").is_none());
     }

@@ -4,6 +4,7 @@
 mod args;
 mod checks;
 mod directory;
+mod disks;
 mod domain;
 mod libvirt;
 mod names;

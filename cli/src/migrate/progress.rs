@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use super::disks::Passing;
+use super::domain::{Disk, Domain};
 use super::virsh::Virsh;
 
 /// How often libvirt is asked.
@@ -19,11 +21,15 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// How often a line is said where there are no bars.
 const LINES: Duration = Duration::from_secs(5);
 
-/// Bytes moved, and all there are.
+/// How far something is, by libvirt's word, and what that took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Moved {
     pub(super) done: u64,
     pub(super) total: u64,
+    /// Bytes that passed for it.
+    pub(super) bytes: u64,
+    /// Of them, in a second.
+    pub(super) rate: u64,
 }
 
 /// What libvirt said last.
@@ -40,12 +46,19 @@ pub(super) struct Monitor {
 }
 
 impl Monitor {
-    pub(super) fn start(virsh: Virsh, domain: String, disks: Vec<String>) -> io::Result<Self> {
-        let (latest, over) = (Arc::new(Mutex::new(Snapshot::default())), Arc::new(AtomicBool::new(false)));
+    pub(super) fn start(virsh: Virsh, domain: &Domain, passing: Passing) -> io::Result<Self> {
+        let disk = |disk: &Disk| (disk.target.clone(), Moved::default());
+        let first = Snapshot { disks: domain.disks.iter().map(disk).collect(), memory: Moved::default() };
+        let (latest, over) = (Arc::new(Mutex::new(first)), Arc::new(AtomicBool::new(false)));
         let (writing, ending) = (Arc::clone(&latest), Arc::clone(&over));
+        let (name, disks) = (domain.name.clone(), domain.disks.clone());
         thread::Builder::new().name("monitor".into()).spawn(move || {
+            let mut looked = Instant::now();
             while !ending.load(Ordering::Relaxed) {
-                let snapshot = look(&virsh, &domain, &disks, &writing.lock().clone());
+                let before = writing.lock().clone();
+                let elapsed = looked.elapsed();
+                looked = Instant::now();
+                let snapshot = look(&virsh, &name, &disks, &passing, &before, elapsed);
                 *writing.lock() = snapshot;
                 thread::park_timeout(INTERVAL);
             }
@@ -65,21 +78,34 @@ impl Drop for Monitor {
 }
 
 /// What cannot be asked now is as it was: the jobs of disks are over before the memory is.
-fn look(virsh: &Virsh, domain: &str, disks: &[String], before: &Snapshot) -> Snapshot {
+fn look(
+    virsh: &Virsh,
+    domain: &str,
+    disks: &[Disk],
+    passing: &Passing,
+    before: &Snapshot,
+    since: Duration,
+) -> Snapshot {
     let job = virsh.ask(&["domjobinfo", domain, "--rawstats"]).map(|said| pairs(&said, ':')).unwrap_or_default();
     let memory = match (job.get("memory_processed"), job.get("memory_total"), job.get("memory_remaining")) {
-        (Some(_), Some(total), Some(remaining)) => Moved { done: total.saturating_sub(*remaining), total: *total },
+        (Some(bytes), Some(total), Some(remaining)) => {
+            let rate = job.get("memory_bps").copied().unwrap_or_default();
+            Moved { done: total.saturating_sub(*remaining), total: *total, bytes: *bytes, rate }
+        }
         _ => before.memory,
     };
-    let disk = |target: &String| {
+    let disk = |(disk, (target, before)): (&Disk, &(String, Moved))| {
         let job = virsh.ask(&["blockjob", domain, target, "--raw"]).map(|said| pairs(&said, '=')).unwrap_or_default();
-        let moved = match (job.get("cur"), job.get("end")) {
-            (Some(done), Some(total)) => Some(Moved { done: *done, total: *total }),
-            _ => before.disks.iter().find(|(name, _)| name == target).map(|(_, moved)| *moved),
+        let (done, total) = match (job.get("cur"), job.get("end")) {
+            (Some(done), Some(total)) => (*done, *total),
+            _ => (before.done, before.total),
         };
-        (target.clone(), moved.unwrap_or_default())
+        let figures = disk.export.as_deref().and_then(|export| passing.of(export));
+        let bytes = figures.map_or(done, |figures| figures.written);
+        let rate = bytes.saturating_sub(before.bytes) as f64 / since.as_secs_f64().max(0.001);
+        (target.clone(), Moved { done, total, bytes, rate: rate as u64 })
     };
-    Snapshot { disks: disks.iter().map(disk).collect(), memory }
+    Snapshot { disks: disks.iter().zip(&before.disks).map(disk).collect(), memory }
 }
 
 /// `name: number` or `name=number` in each line; what is none is passed over.
@@ -129,7 +155,7 @@ impl Said {
         };
         match self {
             Self::Json => {
-                let moved = |moved: &Moved| json!({ "done": moved.done, "total": moved.total });
+                let moved = |moved: &Moved| json!({ "done": moved.done, "total": moved.total, "bytes": moved.bytes, "bytes_per_second": moved.rate });
                 let disks = snapshot.disks.iter().map(|(name, disk)| (name.clone(), moved(disk)));
                 let disks: serde_json::Map<String, Value> = disks.collect();
                 say(&json!({ "event": "progress", "disks": disks, "memory": moved(&snapshot.memory) }).to_string());
@@ -139,12 +165,14 @@ impl Said {
                 let bar = shown.entry(name.clone()).or_insert_with(|| bars.add(bar(&name)));
                 bar.set_length(moved.total);
                 bar.set_position(moved.done);
+                bar.set_message(passed(moved));
             }),
             Self::Lines(last) => {
                 let mut last = last.lock();
                 if last.elapsed() >= LINES {
                     *last = Instant::now();
-                    let part = |(name, moved): (String, Moved)| format!("{name} {}", percent(moved));
+                    let part =
+                        |(name, moved): (String, Moved)| format!("{name} {} ({})", percent(moved), passed(moved));
                     say(&all().map(part).collect::<Vec<_>>().join(", "));
                 }
             }
@@ -170,8 +198,12 @@ fn percent(moved: Moved) -> String {
     }
 }
 
+fn passed(moved: Moved) -> String {
+    format!("{}, {}/s", HumanBytes(moved.bytes), HumanBytes(moved.rate))
+}
+
 fn bar(name: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:12} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}");
+    let style = ProgressStyle::with_template("{prefix:12} [{bar:40}] {percent:>3} %  {msg}");
     let bar = ProgressBar::new(0).with_prefix(name.to_owned());
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

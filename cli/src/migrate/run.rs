@@ -10,7 +10,7 @@ use super::checks::List;
 use super::domain::Domain;
 use super::names::Part;
 use super::outcome::{Failure, Guest};
-use super::progress::{Monitor, Said, pairs};
+use super::progress::{Monitor, Said, Snapshot, pairs};
 use super::tunnel::Tunnel;
 use super::virsh::{Asked, Virsh, VirshError};
 use crate::events::Loudness;
@@ -60,8 +60,7 @@ fn migrate(
     let words = words(tunnel, domain, args);
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     let mut asked = source.start(&words).map_err(|error| Failure::Local(error.to_string()))?;
-    let disks = domain.disks.iter().map(|disk| disk.target.clone()).collect();
-    let monitor = Monitor::start(source.clone(), domain.name.clone(), disks);
+    let monitor = Monitor::start(source.clone(), domain, tunnel.passing.clone());
     let monitor = monitor.map_err(|error| Failure::Local(error.to_string()))?;
     let mut cancelling = Cancelling::default();
     let answer = watch(source, tunnel, domain, said, &monitor, &mut asked, &mut cancelling)?;
@@ -73,13 +72,7 @@ fn migrate(
                 said.note("it was too late to cancel: the guest had moved");
             }
             let name = args.libvirt.value("dname").unwrap_or(&domain.name);
-            summary(
-                &tunnel.virsh(),
-                name,
-                begun.elapsed(),
-                snapshot.disks.iter().map(|(_, moved)| moved.total).sum(),
-                said,
-            );
+            summary(tunnel, name, domain, begun.elapsed(), &snapshot, said);
             return Ok(());
         }
         Err(error) => error.to_string(),
@@ -178,24 +171,34 @@ fn guest(source: &Virsh, domain: &str) -> Guest {
     }
 }
 
-/// What libvirt counted, at the end.
-fn summary(destination: &Virsh, domain: &str, time: Duration, disks: u64, said: &Said) {
-    let job = destination.ask(&["domjobinfo", domain, "--completed", "--rawstats"]);
+/// What passed, and what libvirt counted, at the end.
+fn summary(tunnel: &Tunnel, name: &str, domain: &Domain, time: Duration, last: &Snapshot, said: &Said) {
+    let job = tunnel.virsh().ask(&["domjobinfo", name, "--completed", "--rawstats"]);
     let job = job.map(|said| pairs(&said, ':')).unwrap_or_default();
     let memory = job.get("memory_processed").copied().unwrap_or(0);
-    let bytes = disks + memory;
+    let disks = domain.disks.iter().zip(&last.disks).map(|(disk, (target, moved))| {
+        let figures = disk.export.as_deref().and_then(|export| tunnel.passing.of(export));
+        (target, figures.as_ref().map_or(moved.total, |figures| figures.written), figures)
+    });
+    let disks: Vec<_> = disks.collect();
+    let written: u64 = disks.iter().map(|(_, written, _)| written).sum();
+    let bytes = written + memory;
     let rate = bytes as f64 / time.as_secs_f64() / f64::from(1 << 20);
     let downtime = job.get("downtime").map_or_else(String::new, |downtime| format!(", stood still for {downtime} ms"));
     let text = format!(
-        "`{domain}` runs at the destination: {} MiB in {:.1} s, {rate:.1} MiB/s{downtime}",
+        "`{name}` runs at the destination: {} MiB in {:.1} s, {rate:.1} MiB/s{downtime}",
         bytes >> 20,
         time.as_secs_f64()
     );
+    let disks: serde_json::Map<_, _> =
+        disks.into_iter().map(|(target, _, figures)| (target.clone(), json!(figures.map(|it| it.json())))).collect();
     let figures = json!({
         "seconds": time.as_secs_f64(),
-        "disk_bytes": disks,
+        "disk_bytes": written,
         "memory_bytes": memory,
+        "bytes_per_second": bytes as f64 / time.as_secs_f64(),
         "downtime_ms": job.get("downtime"),
+        "disks": disks,
     });
     said.done(&text, figures);
 }

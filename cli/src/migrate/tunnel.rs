@@ -9,17 +9,21 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 use serde_json::Value;
 use uuid::Uuid;
-use virbistream::io::{Address, Attachment, Handler, Identity, Permissions, Report, SessionKey, SessionOptions, Waker};
-use virbistream::proto::{Side, StreamError};
+use virbistream::io::{
+    Address, Attachment, Handler, Identity, Permissions, Report, SessionKey, SessionOptions, TlsClient, Waker,
+};
+use virbistream::proto::{Config, Side, StreamError};
 use virbistream::wire::{Open, kind};
 
 use super::args::MigrateArgs;
 use super::directory::{Base, Directory};
+use super::disks::Passing;
 use super::names::{Name, Part};
 use super::outcome::Failure;
 use super::virsh::Virsh;
 use crate::nbd;
 use crate::running::{Error, News, Running, bind};
+use crate::ticket;
 
 /// How long connecting, and each answer of the destination's, may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,28 +36,38 @@ const MODE: u32 = 0o711;
 
 pub(super) struct Tunnel {
     running: Running,
+    pub(super) peer: Peer,
+    place: Place,
+    hold: Arc<Mutex<Hold>>,
+    pub(super) passing: Passing,
+    lost: Option<String>,
+}
+
+/// Who is at the other end.
+pub(super) struct Peer {
     session: SessionKey,
+    pub(super) version: u32,
+    /// What the session is, in words, where it is encrypted.
+    pub(super) secured: Option<String>,
+    /// Until when our certificate and the destination's are valid.
+    pub(super) certificates: Option<[SystemTime; 2]>,
+}
+
+/// Where this migration's sockets are.
+struct Place {
     path: PathBuf,
     _directory: Directory,
-    hold: Arc<Mutex<Hold>>,
-    /// What the session is, in words.
-    pub(super) secured: Option<String>,
-    pub(super) version: u32,
     /// How far the destination's clock is ahead of ours, in seconds.
-    pub(super) clock: i64,
-    lost: Option<String>,
+    clock: i64,
 }
 
 impl Tunnel {
     /// Connects, and has the directory made at both ends; `None` when the operator ends it.
     pub(super) fn open(running: Running, args: &MigrateArgs) -> Result<Option<Self>, Failure> {
-        let Some(Connected { session, version, secured }) = connect(&running, args)? else { return Ok(None) };
-        let hold = Arc::default();
-        match prepare(&running, session, args, &hold) {
-            Ok(Prepared { path, directory, clock }) => {
-                let _directory = directory;
-                Ok(Some(Self { running, session, path, _directory, hold, secured, version, clock, lost: None }))
-            }
+        let Some(peer) = connect(&running, args)? else { return Ok(None) };
+        let (hold, passing) = (Arc::default(), Passing::default());
+        match prepare(&running, peer.session, args, &hold, &passing) {
+            Ok(place) => Ok(Some(Self { running, peer, place, hold, passing, lost: None })),
             Err(failure) => {
                 end(running, &hold);
                 Err(failure)
@@ -61,8 +75,13 @@ impl Tunnel {
         }
     }
 
+    /// How far the destination's clock is ahead of ours, in seconds.
+    pub(super) fn clock(&self) -> i64 {
+        self.place.clock
+    }
+
     pub(super) fn socket(&self, part: Part) -> PathBuf {
-        self.path.join(part.socket())
+        self.place.path.join(part.socket())
     }
 
     /// The destination's libvirtd, as every libvirt here reaches it.
@@ -81,7 +100,7 @@ impl Tunnel {
             match self.running.next(Some(until)) {
                 News::Signal => return true,
                 News::Nothing => return false,
-                News::Report(Report::SessionEnded { session, cause }) if session == self.session => {
+                News::Report(Report::SessionEnded { session, cause }) if session == self.peer.session => {
                     self.lost = Some(cause.map_or_else(|cause| cause.to_string(), |()| "the peer closed it".into()));
                 }
                 News::Ended(ended) => {
@@ -111,20 +130,14 @@ fn end(running: Running, hold: &Mutex<Hold>) {
     }
 }
 
-/// What a session is for.
-struct Prepared {
-    path: PathBuf,
-    directory: Directory,
-    clock: i64,
-}
-
 /// Has the directory made at both ends, and listens in ours.
 fn prepare(
     running: &Running,
     session: SessionKey,
     args: &MigrateArgs,
     hold: &Arc<Mutex<Hold>>,
-) -> Result<Prepared, Failure> {
+    passing: &Passing,
+) -> Result<Place, Failure> {
     let migration = Uuid::new_v4();
     let base = Base::open(&args.base).map_err(|error| local(&args.base, &error))?;
     let greeting = greet(running, session, migration, hold)?;
@@ -141,45 +154,42 @@ fn prepare(
     {
         let listener = bind(&Address::Unix(path.join(part.socket())), permissions, None)?;
         let open = Open { target: Name { migration, part }.to_string(), kind, priority, ..Open::default() };
-        let disks = running.disks().clone();
-        let observe = move |relay| disks.observe(nbd::From::Client, Box::new(relay));
+        let (disks, passing) = (running.disks().clone(), passing.clone());
+        let observe = move |relay| disks.observe(nbd::From::Client, passing.add(), Box::new(relay));
         let forward = running.handle().forward_through(listener, open, observe);
         running.handle().route(forward, Some(session));
     }
-    Ok(Prepared { path, directory, clock })
+    Ok(Place { path, _directory: directory, clock })
 }
 
 fn local(path: &Path, error: &io::Error) -> Failure {
     Failure::Local(format!("the directory {}: {error}", path.display()))
 }
 
-struct Connected {
-    session: SessionKey,
-    version: u32,
-    secured: Option<String>,
-}
-
-fn connect(running: &Running, args: &MigrateArgs) -> Result<Option<Connected>, Failure> {
+fn connect(running: &Running, args: &MigrateArgs) -> Result<Option<Peer>, Failure> {
     let peer = args.desturi.address.clone();
     let tls = args.desturi.tls().map_err(|error| Failure::Local(error.to_string()))?;
+    let ticket = args.ticket.as_deref().map(ticket::read).transpose().map_err(Failure::Local)?;
+    let ours = tls.as_ref().and_then(TlsClient::expires);
+    let config = Config { hello_extensions: ticket.into_iter().collect(), ..Config::default() };
     running.connect(&peer, tls, PATIENCE);
     let mut session = None;
-    let (mut legacy, mut secured) = (None, None);
+    let (mut legacy, mut secured, mut certificates) = (None, None, None);
     loop {
         match running.next(None) {
             News::Connected(Ok(socket)) => {
-                session = Some(running.handle().attach(socket, Side::Connecting, SessionOptions::default()));
+                let options = SessionOptions { config: config.clone(), ..SessionOptions::default() };
+                session = Some(running.handle().attach(socket, Side::Connecting, options));
             }
             News::Connected(Err(source)) => return Err(Error::Connect { peer, source }.into()),
             News::Report(Report::LinkSecured { version, identity, .. }) => {
-                let who = match identity {
-                    Identity::Certificate { .. } => format!("{version} with {identity}"),
-                    _ => version.to_string(),
-                };
-                secured = Some(who);
+                secured = Some(format!("{version} with {identity}"));
+                if let Identity::Certificate { expires, .. } = identity {
+                    certificates = ours.map(|ours| [ours, expires]);
+                }
             }
             News::Report(Report::Established { session, version, .. }) => {
-                return Ok(Some(Connected { session, version, secured }));
+                return Ok(Some(Peer { session, version, secured, certificates }));
             }
             News::Report(Report::Legacy { error, .. }) => legacy = Some(error.to_string()),
             News::Report(Report::SessionEnded { session: which, cause }) if Some(which) == session => {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use serde_json::{Value, json};
+
 /// One NBD connection's export and what was done on it. Counted by the thread that carries it, read by any.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
@@ -77,6 +79,16 @@ impl Disk {
 
     pub(super) fn fall_silent(&self) {
         self.silent.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Figures {
+    pub(crate) fn json(&self) -> Value {
+        let Self { export, size, written, zeroed, trimmed, read, flushes } = self;
+        json!({
+            "export": export, "size": size, "written": written, "zeroed": zeroed, "trimmed": trimmed, "read": read,
+            "flushes": flushes,
+        })
     }
 }
 

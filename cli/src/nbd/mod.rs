@@ -7,6 +7,6 @@ mod observer;
 mod tests;
 mod wire;
 
-pub(crate) use disk::Figures;
+pub(crate) use disk::{Disk, Figures};
 pub(crate) use observed::Disks;
 pub(crate) use observer::From;

@@ -19,9 +19,8 @@ pub(crate) struct Disks(Arc<Mutex<BTreeMap<StreamKey, Arc<Disk>>>>);
 
 impl Disks {
     /// Has what a handler reads and writes read along. `near` is at its end: a client of NBD where somebody connected to us, a server
-    /// where we dialled.
-    pub(crate) fn observe(&self, near: From, handler: Box<dyn Handler>) -> Box<dyn Handler> {
-        let disk = Arc::new(Disk::default());
+    /// where we dialled. What is known of it stands in `disk`, and here while the stream does.
+    pub(crate) fn observe(&self, near: From, disk: Arc<Disk>, handler: Box<dyn Handler>) -> Box<dyn Handler> {
         Box::new(Observed {
             handler,
             observer: Observer::new(Arc::clone(&disk)),

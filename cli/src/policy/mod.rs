@@ -121,7 +121,9 @@ struct Allowed {
 impl Allowed {
     fn observed(&self, decision: Decision) -> Decision {
         match decision {
-            Decision::Accept(handler) => Decision::Accept(self.disks.observe(nbd::From::Server, handler)),
+            Decision::Accept(handler) => {
+                Decision::Accept(self.disks.observe(nbd::From::Server, Arc::default(), handler))
+            }
             other => other,
         }
     }

@@ -83,6 +83,7 @@ mod tests {
         let certificate = || Identity::Certificate {
             dn: "C=GB,O=x,CN=a".into(),
             names: vec!["a.example.org".into(), "192.0.2.1".into()],
+            expires: std::time::SystemTime::UNIX_EPOCH,
         };
         let cases = [
             (Who::Uid(107), uid(107), true),

@@ -12,9 +12,9 @@
  *
  * Kernel parameters: vbs.disks (how many to wait for), vbs.rate (records per second and disk),
  * vbs.ram (pages changed per second), vbs.pages (out of so many), vbs.life (seconds until it
- * powers off by itself). Console: "stop" ends it. It says "vbs-ready", then "vbs-at" once a
- * second and "vbs-end" at last, each with the last record on every disk and the count of
- * errors, and "vbs-bad" with the details of an error.
+ * powers off by itself). Console: "stop" ends it, and "ask N" has it answer "vbs-answer N". It
+ * says "vbs-ready", then "vbs-at" once a second and "vbs-end" at last, each with the last record
+ * on every disk and the count of errors, and "vbs-bad" with the details of an error.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -194,7 +194,7 @@ static void open_disks(void)
 	}
 }
 
-/* Whether "stop" was typed. */
+/* Whether "stop" was typed; a question is answered. */
 static int told_to_stop(void)
 {
 	static char line[64];
@@ -207,6 +207,9 @@ static int told_to_stop(void)
 		length += more;
 	line[length] = 0;
 	int stop = strstr(line, "stop") != 0;
+	char *question = strstr(line, "ask ");
+	if (question && strchr(question, '\n'))
+		say("vbs-answer %ld", atol(question + 4));
 	if (strchr(line, '\n') || length == sizeof line - 1)
 		length = 0;
 	return stop;

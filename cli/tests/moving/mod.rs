@@ -7,6 +7,7 @@ use crate::support::host::Host;
 use crate::support::process::{Process, Run};
 use crate::support::{PATIENCE, Scratch, wait_for};
 use rcgen::ExtendedKeyUsagePurpose;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -123,6 +124,29 @@ impl Moving {
             let left = || host.succeed("ls -A /run/virbistream/migrations 2>/dev/null || true").stdout;
             wait_for("the directories to go", PATIENCE, || left().trim().is_empty().then_some(()));
         }
+    }
+
+    /// By the network's own count, so far: the TCP connections that each host began, and those that it took.
+    #[track_caller]
+    pub(crate) fn connections(&self) -> [[u64; 2]; 2] {
+        self.hosts.each_ref().map(|host| {
+            let said = host.succeed("grep ^Tcp: /proc/net/snmp").stdout;
+            let mut lines = said.lines().map(|line| line.split(' '));
+            let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+            let counts: BTreeMap<_, _> = names.zip(values).collect();
+            ["ActiveOpens", "PassiveOpens"].map(|name| counts[name].parse().expect("a count"))
+        })
+    }
+
+    /// The guest hears what is typed at its console there, and answers.
+    #[track_caller]
+    pub(crate) fn assert_answers_at(&self, host: usize, question: usize) {
+        self.hosts[host].succeed(&format!("echo 'ask {question}' >$(virsh ttyconsole web)"));
+        let answer = format!("vbs-answer {question}");
+        wait_for("the guest's answer", PATIENCE, || {
+            let console = fs::read(self.hosts[host].image("web.console")).expect("the guest's console");
+            String::from_utf8_lossy(&console).lines().any(|line| line.trim() == answer).then_some(())
+        });
     }
 
     /// How many links serve has accepted at a host.

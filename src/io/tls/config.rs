@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -20,6 +21,7 @@ use thiserror::Error;
 
 use super::engine::Tls;
 use super::error::TlsError;
+use super::name;
 
 /// Why no TLS can be had with these certificates. Each names the file, or what was given in its place, and what is wrong.
 #[derive(Debug, Error)]
@@ -180,6 +182,7 @@ pub struct TlsClient {
     config: Arc<ClientConfig>,
     name: Option<ServerName<'static>>,
     verifies: bool,
+    expires: Option<SystemTime>,
 }
 
 impl TlsClient {
@@ -218,7 +221,8 @@ impl TlsClient {
             .map_err(|error| keys.pair_error(&error))?;
         // Each connection shows its certificates anew.
         config.resumption = Resumption::disabled();
-        Ok(Self { config: config.into(), name: None, verifies })
+        let expires = keys.chain.first().and_then(name::expires);
+        Ok(Self { config: config.into(), name: None, verifies, expires })
     }
 
     /// The server's certificate must be for this name, a DNS name or an address, instead of for what is dialled.
@@ -228,6 +232,11 @@ impl TlsClient {
     pub fn expecting(mut self, name: &str) -> Result<Self, TlsConfigError> {
         self.name = Some(server_name(name)?);
         Ok(self)
+    }
+
+    /// Until when our own certificate is valid; `None` where it cannot be read.
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.expires
     }
 
     pub(super) fn begin(&self, dialled: &str) -> Result<Tls, TlsError> {

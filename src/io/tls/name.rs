@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{AttributeTypeAndValue, FromDer, GeneralName, X509Certificate, X509Name};
@@ -58,7 +59,18 @@ pub(super) fn identity(certificate: &CertificateDer<'_>) -> Result<Identity, Tls
             }
         }
     }
-    Ok(Identity::Certificate { dn: dn(certificate.subject()), names })
+    Ok(Identity::Certificate { dn: dn(certificate.subject()), names, expires: end(&certificate) })
+}
+
+/// Until when it is valid.
+pub(super) fn expires(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    X509Certificate::from_der(certificate).ok().map(|(_, certificate)| end(&certificate))
+}
+
+fn end(certificate: &X509Certificate<'_>) -> SystemTime {
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    // ASN.1 has no year after 9999.
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn unreadable(error: impl std::fmt::Display) -> TlsError {
@@ -184,7 +196,7 @@ Oi30geK3MTxne3uDc4/2KjZIAhcH
     #[test]
     fn a_name_is_written_as_gnutls_writes_it_and_what_the_certificate_is_for_is_found() {
         let certificate = CertificateDer::from_pem_slice(ODD.as_bytes()).unwrap();
-        let Identity::Certificate { dn, names } = identity(&certificate).unwrap() else { unreachable!() };
+        let Identity::Certificate { dn, names, expires: end } = identity(&certificate).unwrap() else { unreachable!() };
         // gnutls_x509_crt_get_dn of version 3.7 says this of it.
         let gnutls = concat!(
             r"C=DE,ST=B,street=s 1,CN=b+O=a,O=\ lead\, trail\ ,title=\#t,OU=umläut,DC=ex,UID=me,EMAIL=a@b.c,description=de,",
@@ -192,6 +204,9 @@ Oi30geK3MTxne3uDc4/2KjZIAhcH
         );
         assert_eq!(dn, gnutls);
         assert_eq!(names, ["host.example", "192.0.2.1", "2001:db8::1"]);
+        // openssl x509 -enddate
+        assert_eq!(end.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs(), 1_795_524_835);
+        assert_eq!(expires(&certificate), Some(end));
     }
 
     #[test]
@@ -209,5 +224,6 @@ Oi30geK3MTxne3uDc4/2KjZIAhcH
     fn what_is_no_certificate_is_an_error() {
         let certificate = CertificateDer::from(vec![0x30, 0x03, 0x02, 0x01, 0x00]);
         assert!(identity(&certificate).is_err());
+        assert_eq!(expires(&certificate), None);
     }
 }
