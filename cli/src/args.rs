@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, value_parser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 use virbistream::io::{Address, Permissions};
 use virbistream::proto::{Config, MemoryBudget};
 use virbistream::wire::PRIORITY_MAX;
@@ -41,9 +41,14 @@ pub(crate) struct Cli {
 impl Cli {
     /// What this process was started with; ends it with a sentence when that makes no sense.
     pub(crate) fn of_this_process() -> Self {
-        let cli = Self::parse();
+        let matches = Self::command().get_matches();
+        let cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut Self::command()).exit());
         if let Err(sentence) = cli.command.check() {
-            Self::command().error(ErrorKind::ValueValidation, sentence).exit();
+            let mut tool = Self::command();
+            // It fills in what a command's usage begins with.
+            tool.build();
+            let command = matches.subcommand_name().and_then(|name| tool.find_subcommand_mut(name));
+            command.expect("clap takes no line without one").error(ErrorKind::ValueValidation, sentence).exit();
         }
         cli
     }
@@ -63,10 +68,10 @@ pub(crate) enum Command {
     /// Move a running guest and its disks to another host, through one connection, with libvirt as it is
     #[command(after_long_help = EXIT_STATUS)]
     Migrate(MigrateArgs),
-    /// Show the sessions and streams of a running serve or forward
+    /// Show the sessions and streams of a running serve, forward or migrate
     #[command(after_long_help = help::STATUS)]
     Status(StatusArgs),
-    /// Change how fast a running serve or forward sends
+    /// Change how fast a running serve, forward or migrate sends
     #[command(after_long_help = help::LIMIT)]
     Limit(LimitArgs),
     /// Listen on UNIX sockets, and carry each connection to a target of the peer
@@ -128,6 +133,9 @@ pub(crate) struct ServeArgs {
     /// Let migrations in, too, for which directories are made below this one: `virbistream migrate` at the other end. It goes with --libvirt
     #[arg(long, value_name = "DIRECTORY", requires = "libvirt")]
     pub(crate) migrations: Option<PathBuf>,
+    /// The owner of those directories, by name or number: the user that runs QEMU, whose sockets are made there
+    #[arg(long, value_name = "USER[:GROUP]", requires = "migrations")]
+    pub(crate) migrations_owner: Option<Owner>,
     /// Let in over tls:// whose certificate has this name, written as in libvirt's tls_allowed_dn_list; `*` stands for any characters,
     /// `?` for one
     #[arg(long, value_name = "DN")]
@@ -157,8 +165,9 @@ pub(crate) struct ServeArgs {
 }
 
 /// What a file says instead.
-const CONFIGURED: [&str; 19] = [
+const CONFIGURED: [&str; 20] = [
     "migrations",
+    "migrations_owner",
     "metrics",
     "allow_dn",
     "directory",
@@ -216,7 +225,7 @@ pub(crate) struct StatusArgs {
     #[arg(long)]
     pub(crate) once: bool,
     /// Print it once as JSON
-    #[arg(long, conflicts_with = "once")]
+    #[arg(long)]
     pub(crate) json: bool,
 }
 
@@ -228,7 +237,7 @@ pub(crate) struct LimitArgs {
     /// Only of this session, by its number in status; without it and --target, of all together
     #[arg(long, value_name = "N", conflicts_with = "target")]
     pub(crate) session: Option<u64>,
-    /// Only of each stream to this target that stands now
+    /// Only of each stream that stands now to such a target: `*` stands for any characters, `?` for one
     #[arg(long, value_name = "NAME")]
     pub(crate) target: Option<String>,
     /// Bytes a second, at most; `none` for as much as goes
@@ -296,8 +305,7 @@ pub(crate) struct SocketArgs {
 
 impl SocketArgs {
     pub(crate) fn permissions(&self) -> Permissions {
-        let owner = self.socket_owner.unwrap_or_default();
-        Permissions { mode: self.socket_mode, user: owner.user, group: owner.group }
+        self.socket_owner.unwrap_or_default().permissions(self.socket_mode)
     }
 }
 

@@ -44,9 +44,17 @@ impl Control {
 
 fn answer_all(listener: &UnixListener, desk: &Desk) {
     for connection in listener.incoming() {
-        match connection.and_then(|connection| answer(&connection, desk)) {
-            Ok(()) => {}
-            Err(error) => log::warn!("the control socket: {error}"),
+        let connection = match connection {
+            Ok(connection) => connection,
+            Err(error) => {
+                log::warn!("the control socket: {error}");
+                // For want of descriptors, say.
+                thread::sleep(Duration::from_secs(1));
+                continue;
+            }
+        };
+        if let Err(error) = answer(&connection, desk) {
+            log::warn!("the control socket: {error}");
         }
     }
 }

@@ -140,9 +140,9 @@ impl Desk {
     }
 
     fn limit_target(&self, target: &str, rate: Option<u64>) -> Result<(), String> {
-        let mut found = false;
+        let (mut found, chosen) = (false, glob(target));
         for session in self.sessions() {
-            for stream in session.streams.iter().filter(|stream| stream.target == target) {
+            for stream in session.streams.iter().filter(|stream| chosen.matches(&stream.target)) {
                 self.handle.limit_stream(session.session, stream.stream, rate);
                 found = true;
             }

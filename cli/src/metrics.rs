@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,11 @@ use crate::link::Link;
 /// The longest request, in bytes.
 const REQUEST_MAX: usize = 8 * 1024;
 
-/// How long a request and its answer may take: there is one at a time.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a request and its answer may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Requests at a time. On TCP every user of this host may hold some up; who minds has a UNIX socket.
+const THREADS: usize = 4;
 
 /// The socket; where it is a file, that is removed when this is dropped.
 #[derive(Debug)]
@@ -25,7 +29,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Answers on a thread of its own. A UNIX socket has mode 0600.
+    /// Answers on threads of its own. A UNIX socket has mode 0600.
     ///
     /// # Errors
     /// The system's.
@@ -45,7 +49,11 @@ impl Metrics {
             Accepting::Tcp(listener) => log::info!("metrics on tcp://{}", listener.local_addr()?),
             Accepting::Unix(_) => log::info!("metrics on {address}"),
         }
-        thread::Builder::new().name("metrics".into()).spawn(move || accepting.answer_all(&desk))?;
+        let accepting = Arc::new(accepting);
+        for _ in 0..THREADS {
+            let (accepting, desk) = (Arc::clone(&accepting), desk.clone());
+            thread::Builder::new().name("metrics".into()).spawn(move || accepting.answer_all(&desk))?;
+        }
         Ok(Self { _listener: listener })
     }
 }
@@ -207,5 +215,15 @@ fn family(out: &mut String, name: &str, help: &str, kind: &str, samples: impl In
     }
     for (labels, value) in samples {
         let _ = writeln!(out, "virbistream_{name}{labels} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_labels_are_escaped() {
+        assert_eq!(labels(&[("export", "a\\b\"c\nd"), ("x", "é")]), "{export=\"a\\\\b\\\"c\\nd\",x=\"é\"}");
     }
 }

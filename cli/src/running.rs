@@ -1,11 +1,13 @@
 //! A dispatcher on its thread, and what reaches the command that runs it: reports, signals, the end.
 
+use std::ffi::c_int;
+use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -69,6 +71,8 @@ pub(crate) struct Running {
     disks: Disks,
     sender: Sender<News>,
     news: Receiver<News>,
+    /// A signal has come that ends us.
+    signalled: Arc<AtomicBool>,
 }
 
 impl Running {
@@ -83,11 +87,34 @@ impl Running {
         })?;
         // There is one at least.
         let handle = dispatchers[0].handle();
-        let mut signals = Signals::new([SIGTERM, SIGINT])?;
-        let signalled = sender.clone();
-        thread::spawn(move || signals.forever().take_while(|_| signalled.send(News::Signal).is_ok()).for_each(drop));
-        spawn_loops(&sender, dispatchers.into_iter().map(|dispatcher| || dispatcher.run()).collect());
-        Ok(Self { handle, disks: Disks::default(), sender, news })
+        let running = Self { handle, disks: Disks::default(), sender, news, signalled: Arc::default() };
+        running.end_at(&[SIGTERM, SIGINT])?;
+        spawn_loops(&running.sender, dispatchers.into_iter().map(|dispatcher| || dispatcher.run()).collect());
+        Ok(running)
+    }
+
+    fn end_at(&self, signals: &[c_int]) -> io::Result<()> {
+        let mut signals = Signals::new(signals)?;
+        let (told, signalled) = (self.sender.clone(), Arc::clone(&self.signalled));
+        let tell = move |_: &c_int| {
+            signalled.store(true, Ordering::Relaxed);
+            told.send(News::Signal).is_ok()
+        };
+        thread::spawn(move || signals.forever().take_while(tell).for_each(drop));
+        Ok(())
+    }
+
+    /// Treats the end of the terminal as another signal to end, unless whoever started us has that ignored, as nohup does.
+    pub(crate) fn end_at_hangups(&self) -> Result<(), Error> {
+        match is_ignored(SIGHUP) {
+            true => Ok(()),
+            false => Ok(self.end_at(&[SIGHUP])?),
+        }
+    }
+
+    /// Whether a signal has come that ends us, seen at once from any thread.
+    pub(crate) fn signalled(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.signalled)
     }
 
     pub(crate) fn handle(&self) -> &Handle {
@@ -194,6 +221,12 @@ fn spawn_loops(news: &Sender<News>, loops: Vec<impl FnOnce() -> io::Result<()> +
     }
 }
 
+fn is_ignored(signal: c_int) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
 /// Each stream is a socket here, and the soft limit that most systems start a process with, 1,024, is for programs that use
 /// select. What the administrator allows at the most is the hard one.
 fn allow_descriptors() {
@@ -229,7 +262,7 @@ impl Running {
         let (sender, news) = mpsc::channel();
         let handle = Dispatcher::new(drop).expect("a dispatcher").handle();
         spawn_loops(&sender, loops);
-        Self { handle, disks: Disks::default(), sender, news }
+        Self { handle, disks: Disks::default(), sender, news, signalled: Arc::default() }
     }
 }
 

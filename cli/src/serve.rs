@@ -52,6 +52,7 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
     if args.libvirt.is_some() {
         permissions.mode = Some(permissions.mode.unwrap_or(0o600));
     }
+    let owner = args.migrations_owner.unwrap_or_default();
     Ok(Settings {
         listen: args.listen.clone(),
         permissions,
@@ -65,7 +66,10 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
         bandwidth: args.session.bandwidth(),
         drain: args.session.drain(),
         offered,
-        migrations: args.migrations.clone().map(|path| MigrationSettings { path, permissions: Permissions::default() }),
+        migrations: args
+            .migrations
+            .clone()
+            .map(|path| MigrationSettings { path, permissions: owner.permissions(None) }),
         rules,
     })
 }

@@ -14,7 +14,10 @@ use crate::control;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
 
-const TITLES: [&str; 9] = ["STREAM", "TARGET", "DISK", "DONE", "RATE", "SENT", "RECEIVED", "WINDOW", "STALLS"];
+const TITLES: [&str; COLUMNS] =
+    ["STREAM", "TARGET", "DISK", "DONE", "RATE", "SENT", "DELIVERED", "RECEIVED", "WINDOW", "STALLS"];
+
+const COLUMNS: usize = 10;
 
 pub(crate) fn run(args: &StatusArgs) -> Result<(), String> {
     let ask = || control::ask(&args.control, &json!({ "status": {} }));
@@ -117,7 +120,7 @@ fn heading(session: &Value) -> String {
     format!("session {number} with {peer} ({identity}), {kind}{round_trip}, {sent} sent, {received} received\n")
 }
 
-fn row(stream: &Value, rate: Option<u64>) -> [String; 9] {
+fn row(stream: &Value, rate: Option<u64>) -> [String; COLUMNS] {
     let size = |key| ByteSize(number(stream, key)).to_string();
     let disk = &stream["disk"];
     let (name, done) = match disk.is_null() {
@@ -134,6 +137,7 @@ fn row(stream: &Value, rate: Option<u64>) -> [String; 9] {
         done,
         rate.map_or("-".into(), |rate| format!("{}/s", ByteSize(rate))),
         size("sent"),
+        size("delivered"),
         size("received"),
         size("window"),
         format!("{} in {:.1} s", number(stream, "stalls"), number(stream, "stalled_us") as f64 / 1e6),
@@ -141,10 +145,10 @@ fn row(stream: &Value, rate: Option<u64>) -> [String; 9] {
 }
 
 /// Columns as wide as their widest.
-fn aligned(rows: &[[String; 9]]) -> String {
+fn aligned(rows: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let widths: [usize; 9] = std::array::from_fn(width);
-    let line = |row: &[String; 9]| {
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let line = |row: &[String; COLUMNS]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("  {cell:width$}"));
         format!("{}\n", cells.collect::<String>().trim_end())
     };

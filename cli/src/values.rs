@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use bytesize::ByteSize;
-use virbistream::io::Address;
+use virbistream::io::{Address, Permissions};
 use virbistream::wire::DATA_MIN;
 
 use crate::config::is_open;
@@ -32,6 +32,12 @@ impl FromStr for Upstream {
 pub(crate) struct Owner {
     pub(crate) user: Option<u32>,
     pub(crate) group: Option<u32>,
+}
+
+impl Owner {
+    pub(crate) fn permissions(self, mode: Option<u32>) -> Permissions {
+        Permissions { mode, user: self.user, group: self.group }
+    }
 }
 
 impl FromStr for Owner {
@@ -117,7 +123,10 @@ pub(crate) struct Rate(pub(crate) Option<u64>);
 pub(crate) fn parse_rate(text: &str) -> Result<Rate, String> {
     match text {
         "none" => Ok(Rate(None)),
-        _ => parse_bandwidth(text).map(|ByteSize(bytes)| Rate(Some(bytes))),
+        _ => match text.parse()? {
+            ByteSize(0) => Err("a rate is more than 0, or `none` for as much as goes".into()),
+            ByteSize(bytes) => Ok(Rate(Some(bytes))),
+        },
     }
 }
 

@@ -8,7 +8,8 @@ mod support;
 
 use moving::Moving;
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::time::Duration;
 use support::bytes::MIB;
 use support::host::Host;
 use support::process::Process;
@@ -101,17 +102,119 @@ fn done(line: &str, of: impl Fn(&Value) -> &Value) -> u64 {
 fn cancelled_anywhere_the_guest_runs_on_at_the_source_and_nothing_is_left() {
     let _alone = alone();
     let moving = Moving::start();
-    for point in POINTS {
-        let running = moving.migrate(0, SLOW).start();
+    let peer_to_peer = format!("{SLOW} --p2p");
+    let points = POINTS.map(|point| (point, SLOW));
+    for (point, options) in points.into_iter().chain([(Point::Disk("vdb", 20), &*peer_to_peer)]) {
+        let running = moving.migrate(0, options).start();
         wait_until(point, &moving, &running);
-        Host::signal(&running, Signal::INT);
+        // The end of the operator's terminal is a signal like Ctrl-C.
+        Host::signal(&running, if let Point::Disk("vda", _) = point { Signal::HUP } else { Signal::INT });
         let finished = running.finish(3 * PATIENCE);
         assert_eq!(finished.status.code(), Some(6), "{point:?}: {finished}");
         assert_eq!(finished.stderr.lines().count(), 1, "{point:?}: {finished}");
-        assert!(finished.stderr.contains("cancelled, and the guest is running at the source"), "{point:?}: {finished}");
+        let is_begun = matches!(point, Point::Disk(..) | Point::Memory(_));
+        let words = if is_begun { "the guest is running at the source" } else { "nothing was begun" };
+        assert!(finished.stderr.contains(&format!("cancelled, and {words}")), "{point:?}: {finished}");
+        let last: Value = serde_json::from_str(finished.stdout.lines().last().unwrap_or_default()).expect("JSON");
+        assert_eq!((&last["event"], &last["code"]), (&json!("failed"), &json!(6)), "{point:?}: {finished}");
+        assert_eq!(last["guest"], if is_begun { json!("running") } else { Value::Null }, "{point:?}: {finished}");
         moving.assert_runs_on(0);
         moving.assert_nothing_is_left();
     }
+    moving.end(0);
+}
+
+#[test]
+fn once_it_runs_at_the_destination_a_cancel_is_refused_in_words() {
+    let _alone = alone();
+    let _postcopy = PostcopyAllowed::now();
+    let moving = Moving::start();
+    let running = moving.migrate(0, &format!("{SLOW} --postcopy --postcopy-bandwidth 1")).start();
+    wait_until(Point::Memory(1), &moving, &running);
+    let source = &moving.hosts[0];
+    source.succeed("virsh migrate-postcopy web");
+    wait_for("post-copy to begin", PATIENCE, || {
+        source.succeed("virsh domstate web --reason").stdout.contains("post-copy").then_some(())
+    });
+    Host::signal(&running, Signal::INT);
+    let finished = running.finish(6 * PATIENCE);
+    assert!(finished.status.success(), "{finished}");
+    assert!(finished.stdout.contains("it cannot be cancelled any more"), "{finished}");
+    moving.assert_runs_at(1);
+    moving.assert_nothing_is_left();
+    moving.end(1);
+}
+
+#[test]
+fn a_migration_under_way_can_be_seen_and_slowed_down_and_a_virsh_that_hangs_holds_up_nobody() {
+    let _alone = alone();
+    let moving = Moving::start();
+    let source = &moving.hosts[0];
+    let running = moving.migrate(0, &format!("{SLOW} --control /run/moving.sock")).start();
+    wait_until(Point::Disk("vdb", 4), &moving, &running);
+    let status = source.succeed("virbistream status --control /run/moving.sock --once").stdout;
+    for words in ["tls://destination.example:16515", "/libvirt", "/disks", "drive-virtio-disk0", "drive-virtio-disk1"] {
+        assert!(status.contains(words), "{words}: {status}");
+    }
+    let limit =
+        |target: &str| source.run(&format!("virbistream limit --control /run/moving.sock --target '{target}' 64KiB"));
+    limit("*/disks").succeed(PATIENCE);
+    limit("*/nothing").finish(PATIENCE).assert_failed_saying(&["no stream to `*/nothing` stands now"]);
+    running.line_on_stdout("disks slower than libvirt would have them", |line| {
+        let said: Value = serde_json::from_str(line).unwrap_or_default();
+        let rates = ["vda", "vdb"].map(|disk| said["disks"][disk]["bytes_per_second"].as_u64());
+        // What QEMU has in its socket, and what is on its way, is told of a little later.
+        rates.iter().all(|rate| rate.is_some_and(|rate| rate < 200 << 10))
+    });
+    Host::signal(&running, Signal::TERM);
+    let finished = running.finish(3 * PATIENCE);
+    assert_eq!(finished.status.code(), Some(6), "{finished}");
+    moving.assert_runs_on(0);
+
+    source.succeed(
+        "mkdir -p hanging; cat >hanging/virsh <<'END OF FILE'
+#!/bin/sh
+case \"$*\" in *domjobinfo*) echo >/root/asked; exec sleep infinity;; esac
+exec /usr/bin/virsh \"$@\"
+END OF FILE
+         chmod +x hanging/virsh",
+    );
+    let running = source
+        .run(&format!("PATH=/root/hanging:$PATH exec virbistream migrate web tls://destination.example:16515 {SLOW}"));
+    let running = running.start();
+    wait_for("virsh to hang", PATIENCE, || source.run("test -e asked").finish(PATIENCE).status.success().then_some(()));
+    Host::signal(&running, Signal::INT);
+    // It asks twice a second, and gives a virsh 30 s.
+    let finished = running.finish(Duration::from_secs(20));
+    assert_eq!(finished.status.code(), Some(6), "{finished}");
+    assert_eq!(source.run("pgrep -x sleep").finish(PATIENCE).status.code(), Some(1), "the virsh that hangs is left");
+    moving.assert_runs_on(0);
+    moving.assert_nothing_is_left();
+    moving.end(0);
+}
+
+#[test]
+fn a_destination_that_runs_full_under_way_leaves_the_guest_at_the_source() {
+    let _alone = alone();
+    let moving = Moving::start();
+    let destination = &moving.hosts[1];
+    destination.succeed(
+        "cd /var/lib/libvirt/images && cp vmlinuz initrd /tmp && mount -t tmpfs -o size=200m tmpfs /var/lib/libvirt/images
+         cd /var/lib/libvirt/images && mv /tmp/vmlinuz /tmp/initrd . && touch web.console && chmod 666 web.console
+         virsh pool-refresh images",
+    );
+    let running = moving.migrate(0, SLOW).start();
+    wait_until(Point::Disk("vdb", 4), &moving, &running);
+    destination
+        .run("dd if=/dev/zero of=/var/lib/libvirt/images/more bs=64k")
+        .finish(PATIENCE)
+        .assert_failed_saying(&["No space left"]);
+    let finished = running.finish(3 * PATIENCE);
+    assert_eq!(finished.status.code(), Some(5), "{finished}");
+    assert!(finished.stderr.contains("No space left on device"), "{finished}");
+    assert!(finished.stderr.contains("the guest is running at the source"), "{finished}");
+    moving.assert_writes_on(0);
+    moving.assert_nothing_is_left();
     moving.end(0);
 }
 
@@ -126,7 +229,7 @@ fn what_speaks_against_a_migration_is_said_in_one_sentence_before_it_begins() {
          empty diskless >diskless.xml; virsh create --paused diskless.xml",
     );
     destination
-        .succeed("sed -e /migrate/d -e 's/^dn.*/&\\ntargets = [\"x\"]/' -e s/16515/16516/ serve.toml >strict.toml");
+        .succeed("sed -e /migrate/d -e 's/^dn.*/&\\ntargets = [\"x\"]/' -e 's/16515.*/&\\ncontrol = \"\\/run\\/strict.sock\"/' -e s/16515/16516/ serve.toml >strict.toml");
     let strict = destination.run("exec virbistream serve -v --config strict.toml").start();
     strict.ready();
     let to = |domain: &str, target: &str, options: &str| {
@@ -140,6 +243,8 @@ fn what_speaks_against_a_migration_is_said_in_one_sentence_before_it_begins() {
         (to("web", "tls://source.example:16515", ""), 3, "the same host"),
         (to("web", "tls://destination.example:16516", ""), 4, "no rule here lets you open"),
         (to("web", "tls://destination.example:16517", ""), 4, "Connection refused"),
+        (to("web", there, "--migrate-disks vda,vdx"), 3, "no disk `vdx`"),
+        (to("web", there, "--bandwidth 5MiB"), 2, "whole number"),
         (to("web", there, "--base /run/elsewhere"), 4, "both must have the same"),
         (to("web", there, "--connect qemu+unix:///system?socket=/nowhere"), 3, "/nowhere"),
         (to("web", "tls://destination.example:16515?no_verify=1", ""), 2, "no_verify"),
@@ -166,6 +271,23 @@ fn what_speaks_against_a_migration_is_said_in_one_sentence_before_it_begins() {
     let events = dry.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
     let events: Vec<_> = events.map(|said| (said["event"].clone(), said["result"].clone())).collect();
     assert!(events.iter().all(|(event, result)| event == "note" || event == "check" && result == "ok"), "{dry}");
+    for what in
+        ["source", "guest", "connection", "clocks", "certificates", "destination", "hosts", "name", "disk vda", "CPU"]
+    {
+        assert!(dry.stdout.contains(&format!("\"what\":\"{what}\"")), "{what}: {dry}");
+    }
+    moving.assert_nothing_is_left();
+
+    // Who may not migrate there may with a ticket, once.
+    destination.succeed("virbistream ticket --control /run/strict.sock --migrate --for 5m >/mnt/shared/ticket");
+    let bearing = || to("web", "tls://destination.example:16516", "--dry-run --ticket /mnt/shared/ticket");
+    let first = bearing();
+    assert!(first.status.success(), "{first}");
+    let second = bearing();
+    assert_eq!(second.status.code(), Some(4), "{second}");
+    assert!(second.stderr.contains("ticket"), "{second}");
+    let open = to("web", "tcp://destination.example:16518", "--ticket /mnt/shared/ticket");
+    assert_eq!(open.status.code(), Some(2), "{open}");
     moving.assert_nothing_is_left();
     moving.assert_runs_on(0);
     Host::end(strict);

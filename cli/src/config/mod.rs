@@ -74,7 +74,7 @@ impl Settings {
         let (targets, allows) = (table.tables("target"), table.tables("allow"));
         let settings = Self {
             listen: table.list("listen", str::parse::<Listen>),
-            permissions: Permissions { mode, user: owner.user, group: owner.group },
+            permissions: owner.permissions(mode),
             libvirt: table.parsed("libvirt").map(|Upstream(path)| path),
             control: table.text("control").map(PathBuf::from),
             metrics: table.parsed_by("metrics", parse_metrics),
@@ -186,10 +186,7 @@ fn base(mut table: Table<'_, '_>) -> Option<MigrationSettings> {
     let owner: Owner = table.parsed("owner").unwrap_or_default();
     let mode = table.parsed_by("mode", parse_mode);
     table.end();
-    Some(MigrationSettings {
-        path: path?.into(),
-        permissions: Permissions { mode, user: owner.user, group: owner.group },
-    })
+    Some(MigrationSettings { path: path?.into(), permissions: owner.permissions(mode) })
 }
 
 fn rule(mut table: Table<'_, '_>) -> Option<Rule> {

@@ -52,7 +52,7 @@ impl<'a> List<'a> {
     /// The source's libvirtd and the guest there.
     pub(super) fn source(&mut self, virsh: &Virsh, args: &MigrateArgs) -> Option<Domain> {
         self.daemon("source", virsh)?;
-        let domain = match Domain::read(virsh, &args.domain) {
+        let domain = match Domain::read(virsh, &args.domain, args.libvirt.value("migrate-disks")) {
             Ok(domain) => domain,
             Err(error) => {
                 self.fail("guest", error.to_string());
@@ -69,21 +69,27 @@ impl<'a> List<'a> {
     }
 
     /// All that is asked of the destination.
-    pub(super) fn destination(&mut self, source: &Virsh, tunnel: &Tunnel, domain: &Domain, args: &MigrateArgs) {
+    pub(super) fn destination(
+        &mut self,
+        source: &Virsh,
+        destination: &Virsh,
+        tunnel: &Tunnel,
+        domain: &Domain,
+        args: &MigrateArgs,
+    ) {
         let secured = tunnel.peer.secured.as_deref().unwrap_or("not encrypted");
         self.ok("connection", format!("BiStream {} to {}, {secured}", tunnel.peer.version, args.desturi));
         self.clocks(tunnel.clock());
         if let Some(certificates) = tunnel.peer.certificates {
             self.certificates(certificates);
         }
-        let destination = tunnel.virsh();
-        if self.daemon("destination", &destination).is_none() {
+        if self.daemon("destination", destination).is_none() {
             return;
         }
-        self.hosts(source, &destination);
-        self.name(&destination, args.libvirt.value("dname").unwrap_or(&domain.name));
-        self.disks(source, &destination, domain, args);
-        self.cpu(&destination, domain);
+        self.hosts(source, destination);
+        self.name(destination, args.libvirt.value("dname").unwrap_or(&domain.name), &domain.uuid);
+        self.disks(source, destination, domain, args);
+        self.cpu(destination, domain);
     }
 
     fn clocks(&mut self, ahead: i64) {
@@ -131,24 +137,31 @@ impl<'a> List<'a> {
         }
     }
 
-    fn name(&mut self, destination: &Virsh, name: &str) {
-        match destination.ask(&["domstate", name]) {
+    fn name(&mut self, destination: &Virsh, name: &str, uuid: &str) {
+        match destination.ask(&["domstate", uuid]) {
             Ok(state) if state == "shut off" => {
-                self.warn(
-                    "name",
-                    format!("`{name}` is defined at the destination: libvirt takes it if its UUID is the same"),
-                );
+                return self.warn("name", "the guest is defined at the destination, too: libvirt replaces that");
             }
-            Ok(state) => self.fail("name", format!("`{name}` is {state} at the destination already")),
-            Err(_) => self.ok("name", format!("`{name}` is free at the destination")),
+            Ok(state) => return self.fail("name", format!("the guest is {state} at the destination already")),
+            Err(_) => {}
+        }
+        match destination.ask(&["list", "--all", "--name"]) {
+            Ok(names) if names.lines().any(|other| other == name) => {
+                self.fail("name", format!("another guest is named `{name}` at the destination"));
+            }
+            Ok(_) => self.ok("name", format!("`{name}` is free at the destination")),
+            Err(error) => self.warn("name", error.to_string()),
         }
     }
 
     fn disks(&mut self, source: &Virsh, destination: &Virsh, domain: &Domain, args: &MigrateArgs) {
-        let chosen = args.libvirt.value("migrate-disks").map(|disks| disks.split(',').collect::<Vec<_>>());
-        let is_copied = |disk: &&Disk| chosen.as_ref().is_none_or(|chosen| chosen.contains(&&*disk.target));
-        let copied: Vec<_> = domain.disks.iter().filter(is_copied).collect();
-        if copied.is_empty() {
+        if let Some(chosen) = args.libvirt.value("migrate-disks") {
+            let is_there = |target: &&str| domain.disks.iter().any(|disk| disk.target == *target);
+            if let Some(target) = chosen.split(',').find(|target| !is_there(target)) {
+                return self.fail("disks", format!("the guest has no disk `{target}` that could be copied"));
+            }
+        }
+        if domain.disks.is_empty() {
             return self.fail("disks", "the guest has none that would be copied: virsh migrate moves it alone");
         }
         let pools = match pools(destination) {
@@ -156,7 +169,7 @@ impl<'a> List<'a> {
             Err(error) => return self.fail("disks", error.to_string()),
         };
         let mut wanted = BTreeMap::new();
-        for disk in copied {
+        for disk in &domain.disks {
             self.disk(source, destination, domain, disk, &pools, &mut wanted);
         }
         for (pool, bytes) in wanted {
@@ -190,7 +203,7 @@ impl<'a> List<'a> {
         }
         match pools.iter().find(|pool| folder == Some(&*pool.folder)) {
             Some(pool) => {
-                let size = allocated(source, &domain.name, &disk.target);
+                let size = allocated(source, &domain.uuid, &disk.target);
                 *wanted.entry(pool).or_default() += size.unwrap_or(0);
                 self.ok(&what, format!("{path} will be made in the pool `{}`", pool.name));
             }

@@ -45,6 +45,16 @@ const VALUES: [(&str, &str, &str); 15] = [
     ("comp-xbzrle-cache", "BYTES", "Cache of the method xbzrle"),
 ];
 
+/// Values that virsh takes as whole numbers; it would say so only when much has been done.
+const NUMBERS: [&str; 5] = ["MIB", "SECONDS", "N", "PERCENT", "BYTES"];
+
+fn parse_number(text: &str) -> Result<String, String> {
+    match text.parse::<u64>() {
+        Ok(number) => Ok(number.to_string()),
+        Err(_) => Err("libvirt takes a whole number, without a unit".into()),
+    }
+}
+
 /// Those that were given, for virsh.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LibvirtOptions(Vec<String>);
@@ -68,7 +78,10 @@ impl Args for LibvirtOptions {
     fn augment_args(command: Command) -> Command {
         let heading = "Options of libvirt's (see virsh(1))";
         let flags = FLAGS.map(|(name, help)| Arg::new(name).long(name).help(help).action(ArgAction::SetTrue));
-        let values = VALUES.map(|(name, value, help)| Arg::new(name).long(name).value_name(value).help(help));
+        let values = VALUES.map(|(name, value, help)| {
+            let arg = Arg::new(name).long(name).value_name(value).help(help);
+            if NUMBERS.contains(&value) { arg.value_parser(parse_number) } else { arg }
+        });
         command.args(flags.into_iter().chain(values).map(|arg| arg.help_heading(heading)))
     }
 

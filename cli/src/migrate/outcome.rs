@@ -1,7 +1,5 @@
 //! What a migration came to.
 
-use std::process::ExitCode;
-
 use thiserror::Error;
 
 use crate::running;
@@ -40,6 +38,8 @@ pub(crate) enum Failure {
 /// Where the guest is after a migration that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Guest {
+    /// Where it was: nothing was begun.
+    Untouched,
     /// At the source, in libvirt's word for its state.
     Here(String),
     /// Nobody can tell, or not at the source.
@@ -49,6 +49,7 @@ pub(crate) enum Guest {
 impl std::fmt::Display for Guest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Untouched => f.write_str("nothing was begun: the guest is where it was"),
             Self::Here(state) => write!(f, "the guest is {state} at the source"),
             Self::Unknown(why) => write!(f, "where the guest is has to be seen ({why})"),
         }
@@ -56,8 +57,8 @@ impl std::fmt::Display for Guest {
 }
 
 impl Failure {
-    pub(crate) fn code(&self) -> ExitCode {
-        ExitCode::from(match self {
+    pub(crate) fn code(&self) -> u8 {
+        match self {
             Self::Libvirt { guest: Guest::Unknown(_), .. }
             | Self::Cancelled(Guest::Unknown(_))
             | Self::Lost { guest: Guest::Unknown(_), .. } => 8,
@@ -67,7 +68,17 @@ impl Failure {
             Self::Libvirt { .. } => 5,
             Self::Cancelled(_) => 6,
             Self::Lost { .. } => 7,
-        })
+        }
+    }
+
+    /// Where the guest is, in libvirt's word for its state, if anybody has looked and it is here.
+    pub(super) fn state(&self) -> Option<&str> {
+        match self {
+            Self::Libvirt { guest: Guest::Here(state), .. }
+            | Self::Cancelled(Guest::Here(state))
+            | Self::Lost { guest: Guest::Here(state), .. } => Some(state),
+            _ => None,
+        }
     }
 }
 

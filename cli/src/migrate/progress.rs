@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::disks::Passing;
 use super::domain::{Disk, Domain};
+use super::outcome::Failure;
 use super::virsh::Virsh;
 
 /// How often libvirt is asked.
@@ -43,27 +44,29 @@ pub(super) struct Snapshot {
 pub(super) struct Monitor {
     latest: Arc<Mutex<Snapshot>>,
     over: Arc<AtomicBool>,
+    asking: Option<JoinHandle<()>>,
 }
 
 impl Monitor {
-    pub(super) fn start(virsh: Virsh, domain: &Domain, passing: Passing) -> io::Result<Self> {
+    pub(super) fn start(virsh: &Virsh, domain: &Domain, passing: Passing) -> io::Result<Self> {
         let disk = |disk: &Disk| (disk.target.clone(), Moved::default());
         let first = Snapshot { disks: domain.disks.iter().map(disk).collect(), memory: Moved::default() };
         let (latest, over) = (Arc::new(Mutex::new(first)), Arc::new(AtomicBool::new(false)));
         let (writing, ending) = (Arc::clone(&latest), Arc::clone(&over));
-        let (name, disks) = (domain.name.clone(), domain.disks.clone());
-        thread::Builder::new().name("monitor".into()).spawn(move || {
+        let (uuid, disks) = (domain.uuid.clone(), domain.disks.clone());
+        let virsh = virsh.until(Arc::clone(&over));
+        let asking = thread::Builder::new().name("monitor".into()).spawn(move || {
             let mut looked = Instant::now();
             while !ending.load(Ordering::Relaxed) {
                 let before = writing.lock().clone();
                 let elapsed = looked.elapsed();
                 looked = Instant::now();
-                let snapshot = look(&virsh, &name, &disks, &passing, &before, elapsed);
+                let snapshot = look(&virsh, &uuid, &disks, &passing, &before, elapsed);
                 *writing.lock() = snapshot;
                 thread::park_timeout(INTERVAL);
             }
         })?;
-        Ok(Self { latest, over })
+        Ok(Self { latest, over, asking: Some(asking) })
     }
 
     pub(super) fn latest(&self) -> Snapshot {
@@ -74,6 +77,11 @@ impl Monitor {
 impl Drop for Monitor {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
+        if let Some(asking) = self.asking.take() {
+            asking.thread().unpark();
+            // It asks nobody any more.
+            let _ = asking.join();
+        }
     }
 }
 
@@ -176,6 +184,14 @@ impl Said {
                     say(&all().map(part).collect::<Vec<_>>().join(", "));
                 }
             }
+        }
+    }
+
+    /// For programs; to others the sentence alone is said, on stderr.
+    pub(super) fn failed(&self, failure: &Failure) {
+        if let Self::Json = self {
+            let (code, guest) = (failure.code(), failure.state());
+            say(&json!({ "event": "failed", "code": code, "text": failure.to_string(), "guest": guest }).to_string());
         }
     }
 

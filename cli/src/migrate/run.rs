@@ -1,6 +1,8 @@
 //! A migration from its checks to its end.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -23,27 +25,41 @@ const LOOK: Duration = Duration::from_millis(200);
 const NOTICE: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(args: &MigrateArgs) -> Result<(), Failure> {
+    let said = Said::new(args.json);
+    begin(args, &said).inspect_err(|failure| said.failed(failure))
+}
+
+fn begin(args: &MigrateArgs, said: &Said) -> Result<(), Failure> {
     // First of all: from now on a signal ends nothing at once.
     let running = Running::start(Loudness { session: log::Level::Info, stream: log::Level::Info }, NonZeroUsize::MIN)?;
+    running.end_at_hangups()?;
+    let signalled = running.signalled();
+    let is_cancelled = || signalled.load(Ordering::Relaxed);
     let _control = running.control(args.control.as_deref(), None)?;
     let _metrics = running.metrics(args.metrics.as_ref())?;
     let source = Virsh::new(args.connect.clone());
-    let said = Said::new(args.json);
-    let mut list = List::new(&said);
-    let domain = list.source(&source, args);
+    let asking = source.until(running.signalled());
+    let mut list = List::new(said);
+    let domain = list.source(&asking, args);
+    if is_cancelled() {
+        return Err(Failure::Cancelled(Guest::Untouched));
+    }
     list.result()?;
     let Some(domain) = domain else { return Ok(()) };
-    let cancelled = || Err(Failure::Cancelled(guest(&source, &domain.name)));
-    let Some(mut tunnel) = Tunnel::open(running, args)? else { return cancelled() };
-    list.destination(&source, &tunnel, &domain, args);
-    let result = match list.result() {
-        _ if tunnel.wait(Duration::ZERO) => cancelled(),
-        Ok(()) if args.dry_run => {
+    let mut tunnel = Tunnel::open(running, args)?;
+    let destination = tunnel.virsh().until(Arc::clone(&signalled));
+    list.destination(&asking, &destination, &tunnel, &domain, args);
+    // What has come meanwhile.
+    tunnel.wait(Duration::ZERO);
+    let result = match (list.result(), tunnel.lost()) {
+        _ if is_cancelled() => Err(Failure::Cancelled(Guest::Untouched)),
+        (_, Some(lost)) => Err(Failure::Destination(format!("the connection to the destination was lost: {lost}"))),
+        (Ok(()), None) if args.dry_run => {
             said.note("nothing speaks against the migration; it was not begun");
             Ok(())
         }
-        Ok(()) => migrate(&source, &mut tunnel, &domain, args, &said),
-        failed => failed,
+        (Ok(()), None) => migrate(&source, &mut tunnel, &domain, args, said),
+        (failed, None) => failed,
     };
     tunnel.close();
     result
@@ -60,7 +76,7 @@ fn migrate(
     let words = words(tunnel, domain, args);
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     let mut asked = source.start(&words).map_err(|error| Failure::Local(error.to_string()))?;
-    let monitor = Monitor::start(source.clone(), domain, tunnel.passing.clone());
+    let monitor = Monitor::start(source, domain, tunnel.passing.clone());
     let monitor = monitor.map_err(|error| Failure::Local(error.to_string()))?;
     let mut cancelling = Cancelling::default();
     let answer = watch(source, tunnel, domain, said, &monitor, &mut asked, &mut cancelling)?;
@@ -77,7 +93,7 @@ fn migrate(
         }
         Err(error) => error.to_string(),
     };
-    let guest = guest(source, &domain.name);
+    let guest = guest(source, &domain.uuid);
     Err(match tunnel.lost() {
         _ if cancelling.is_asked => Failure::Cancelled(guest),
         Some(lost) => Failure::Lost { why: lost.to_owned(), guest },
@@ -87,7 +103,7 @@ fn migrate(
 
 /// What virsh is asked.
 fn words(tunnel: &Tunnel, domain: &Domain, args: &MigrateArgs) -> Vec<String> {
-    let mut words = vec!["migrate".to_owned(), "--domain".to_owned(), domain.name.clone()];
+    let mut words = vec!["migrate".to_owned(), "--domain".to_owned(), domain.uuid.clone()];
     words.extend(["--desturi".into(), tunnel.uri()]);
     for (option, part) in [("--migrateuri", Part::Memory), ("--disks-uri", Part::Disks)] {
         words.extend([option.into(), format!("unix://{}", tunnel.socket(part).display())]);
@@ -123,7 +139,7 @@ fn watch(
     let mut shown = None;
     loop {
         if tunnel.wait(LOOK) && !cancelling.is_asked {
-            match is_postcopy(source, &domain.name) {
+            match is_postcopy(source, &domain.uuid) {
                 true => said.note(
                     "the guest runs at the destination and its memory follows: it cannot be cancelled any more, and goes on",
                 ),
@@ -139,12 +155,12 @@ fn watch(
         if tunnel.lost().is_some() {
             let since = *lost_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= NOTICE && !cancelling.is_told {
-                cancelling.is_told = source.ask(&["domjobabort", &domain.name]).is_ok();
+                cancelling.is_told = source.ask(&["domjobabort", &domain.uuid]).is_ok();
             }
         }
         if cancelling.is_asked && !cancelling.is_told {
             // There may be no job yet, or for a moment none that can be ended.
-            cancelling.is_told = source.ask(&["domjobabort", &domain.name]).is_ok();
+            cancelling.is_told = source.ask(&["domjobabort", &domain.uuid]).is_ok();
         }
         let snapshot = monitor.latest();
         if shown.as_ref() != Some(&snapshot) {
@@ -173,7 +189,7 @@ fn guest(source: &Virsh, domain: &str) -> Guest {
 
 /// What passed, and what libvirt counted, at the end.
 fn summary(tunnel: &Tunnel, name: &str, domain: &Domain, time: Duration, last: &Snapshot, said: &Said) {
-    let job = tunnel.virsh().ask(&["domjobinfo", name, "--completed", "--rawstats"]);
+    let job = tunnel.virsh().ask(&["domjobinfo", &domain.uuid, "--completed", "--rawstats"]);
     let job = job.map(|said| pairs(&said, ':')).unwrap_or_default();
     let memory = job.get("memory_processed").copied().unwrap_or(0);
     let disks = domain.disks.iter().zip(&last.disks).map(|(disk, (target, moved))| {

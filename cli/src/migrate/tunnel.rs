@@ -3,7 +3,8 @@
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -19,7 +20,7 @@ use super::args::MigrateArgs;
 use super::directory::{Base, Directory};
 use super::disks::Passing;
 use super::names::{Name, Part};
-use super::outcome::Failure;
+use super::outcome::{Failure, Guest};
 use super::virsh::Virsh;
 use crate::nbd;
 use crate::running::{Error, News, Running, bind};
@@ -27,6 +28,9 @@ use crate::ticket;
 
 /// How long connecting, and each answer of the destination's, may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a signal is looked for.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The most that the destination says of a directory, in bytes.
 const GREETING_MAX: usize = 8 * 1024;
@@ -41,6 +45,8 @@ pub(super) struct Tunnel {
     hold: Arc<Mutex<Hold>>,
     pub(super) passing: Passing,
     lost: Option<String>,
+    /// Its event loop is over.
+    is_over: bool,
 }
 
 /// Who is at the other end.
@@ -62,12 +68,12 @@ struct Place {
 }
 
 impl Tunnel {
-    /// Connects, and has the directory made at both ends; `None` when the operator ends it.
-    pub(super) fn open(running: Running, args: &MigrateArgs) -> Result<Option<Self>, Failure> {
-        let Some(peer) = connect(&running, args)? else { return Ok(None) };
+    /// Connects, and has the directory made at both ends.
+    pub(super) fn open(running: Running, args: &MigrateArgs) -> Result<Self, Failure> {
+        let peer = connect(&running, args)?;
         let (hold, passing) = (Arc::default(), Passing::default());
         match prepare(&running, peer.session, args, &hold, &passing) {
-            Ok(place) => Ok(Some(Self { running, peer, place, hold, passing, lost: None })),
+            Ok(place) => Ok(Self { running, peer, place, hold, passing, lost: None, is_over: false }),
             Err(failure) => {
                 end(running, &hold);
                 Err(failure)
@@ -104,8 +110,8 @@ impl Tunnel {
                     self.lost = Some(cause.map_or_else(|cause| cause.to_string(), |()| "the peer closed it".into()));
                 }
                 News::Ended(ended) => {
+                    self.is_over = true;
                     self.lost.get_or_insert(ended.map_or_else(|error| error.to_string(), |()| "it has ended".into()));
-                    return false;
                 }
                 News::Report(_) | News::Connected(_) | News::Hangup => {}
             }
@@ -119,7 +125,9 @@ impl Tunnel {
 
     /// Ends the session, once what its streams still carry has passed; the sockets and directories go with it.
     pub(super) fn close(self) {
-        end(self.running, &self.hold);
+        if !self.is_over {
+            end(self.running, &self.hold);
+        }
     }
 }
 
@@ -166,7 +174,7 @@ fn local(path: &Path, error: &io::Error) -> Failure {
     Failure::Local(format!("the directory {}: {error}", path.display()))
 }
 
-fn connect(running: &Running, args: &MigrateArgs) -> Result<Option<Peer>, Failure> {
+fn connect(running: &Running, args: &MigrateArgs) -> Result<Peer, Failure> {
     let peer = args.desturi.address.clone();
     let tls = args.desturi.tls().map_err(|error| Failure::Local(error.to_string()))?;
     let ticket = args.ticket.as_deref().map(ticket::read).transpose().map_err(Failure::Local)?;
@@ -189,7 +197,7 @@ fn connect(running: &Running, args: &MigrateArgs) -> Result<Option<Peer>, Failur
                 }
             }
             News::Report(Report::Established { session, version, .. }) => {
-                return Ok(Some(Peer { session, version, secured, certificates }));
+                return Ok(Peer { session, version, secured, certificates });
             }
             News::Report(Report::Legacy { error, .. }) => legacy = Some(error.to_string()),
             News::Report(Report::SessionEnded { session: which, cause }) if Some(which) == session => {
@@ -200,7 +208,7 @@ fn connect(running: &Running, args: &MigrateArgs) -> Result<Option<Peer>, Failur
                 }
                 .into());
             }
-            News::Signal => return Ok(None),
+            News::Signal => return Err(Failure::Cancelled(Guest::Untouched)),
             News::Ended(ended) => {
                 return Err(ended.err().map_or(Failure::Local("the event loop ended".into()), Failure::from));
             }
@@ -215,15 +223,23 @@ fn greet(running: &Running, session: SessionKey, migration: Uuid, hold: &Arc<Mut
     let target = Name { migration, part: Part::Directory }.to_string();
     let open = Open { target, kind: kind::CONTROL, priority: 0, ..Open::default() };
     running.handle().open(session, open, Box::new(Greeting { tell, line: Vec::new(), hold: Arc::clone(hold) }));
-    match first(&told) {
-        Ok(Ok(line)) => Ok(line),
-        Ok(Err(cause)) => Err(Failure::Destination(format!("the destination takes no migration from us: {cause}"))),
-        Err(_) => Err(Failure::Destination("the destination says nothing of a directory for the migration".into())),
+    let (signalled, deadline) = (running.signalled(), Instant::now() + PATIENCE);
+    loop {
+        match told.recv_timeout(LOOK) {
+            Ok(Ok(line)) => return Ok(line),
+            Ok(Err(cause)) => {
+                return Err(Failure::Destination(format!("the destination takes no migration from us: {cause}")));
+            }
+            Err(RecvTimeoutError::Timeout) if signalled.load(Ordering::Relaxed) => {
+                return Err(Failure::Cancelled(Guest::Untouched));
+            }
+            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+            Err(_) => {
+                let silent = "the destination says nothing of a directory for the migration";
+                return Err(Failure::Destination(silent.into()));
+            }
+        }
     }
-}
-
-fn first(told: &Receiver<Result<String, String>>) -> Result<Result<String, String>, RecvTimeoutError> {
-    told.recv_timeout(PATIENCE)
 }
 
 /// Whether the destination's directory is still wanted.

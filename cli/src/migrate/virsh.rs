@@ -3,6 +3,8 @@
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(10);
 #[derive(Clone, Debug)]
 pub(super) struct Virsh {
     uri: Option<String>,
+    /// Set when nobody waits for an answer any more.
+    cancelled: Option<Arc<AtomicBool>>,
 }
 
 /// Why virsh gave no answer.
@@ -27,6 +31,8 @@ pub(super) enum VirshError {
     Start(io::Error),
     #[error("virsh gave no answer within {} s", PATIENCE.as_secs())]
     Late,
+    #[error("cancelled")]
+    Cancelled,
     /// In libvirt's words.
     #[error("{0}")]
     Failed(String),
@@ -35,7 +41,12 @@ pub(super) enum VirshError {
 impl Virsh {
     /// With libvirt's own choice of a URI where there is none.
     pub(super) fn new(uri: Option<String>) -> Self {
-        Self { uri }
+        Self { uri, cancelled: None }
+    }
+
+    /// The same, which gives up asking once that is set.
+    pub(super) fn until(&self, cancelled: Arc<AtomicBool>) -> Self {
+        Self { cancelled: Some(cancelled), ..self.clone() }
     }
 
     /// Starts it; what it is asked goes without an answer to read until it has ended.
@@ -59,6 +70,9 @@ impl Virsh {
         loop {
             if let Some(answer) = asked.answer()? {
                 return answer;
+            }
+            if self.cancelled.as_ref().is_some_and(|cancelled| cancelled.load(Ordering::Relaxed)) {
+                return Err(VirshError::Cancelled);
             }
             if Instant::now() >= deadline {
                 return Err(VirshError::Late);

@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
+/// Characters of an export's name that are kept: it is said again in every answer, for each stream.
+const NAME_MAX: usize = 256;
+
 /// One NBD connection's export and what was done on it. Counted by the thread that carries it, read by any.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
@@ -61,7 +64,11 @@ impl Disk {
         (!self.silent.load(Ordering::Relaxed)).then_some(figures)
     }
 
-    pub(super) fn begin(&self, export: String, size: u64) {
+    pub(super) fn begin(&self, mut export: String, size: u64) {
+        if let Some((end, _)) = export.char_indices().nth(NAME_MAX) {
+            export.truncate(end);
+            export.push('…');
+        }
         let _ = self.export.set((export, size));
     }
 

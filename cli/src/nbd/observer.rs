@@ -57,6 +57,8 @@ enum Step {
     OldExport,
     Request,
     Reply,
+    LongRequest,
+    LongReply,
     /// The rest of a structured one, which began with this.
     Chunk {
         kind: u16,
@@ -76,6 +78,8 @@ struct Dialogue {
     option: Option<u32>,
     no_zeroes: bool,
     structured: bool,
+    /// Lengths have 64 bits, and all replies are chunks.
+    extended: bool,
     requests: HashMap<u64, Pending>,
 }
 
@@ -105,6 +109,7 @@ impl Observer {
             option: None,
             no_zeroes: false,
             structured: false,
+            extended: false,
             requests: HashMap::new(),
         };
         let ends = Ends { client: Gather::new(Step::Silence), server: Gather::new(Step::Greeting), dialogue };
@@ -185,6 +190,7 @@ impl Step {
             Self::ExportInfo => 12,
             Self::OldExport => 10,
             Self::Request => 28,
+            Self::LongRequest | Self::LongReply => 32,
             Self::Chunk { .. } => 4,
             Self::Silence => 0,
         }
@@ -210,9 +216,13 @@ impl Dialogue {
             Step::OptionReply => self.on_option_reply(&mut fields, other),
             Step::ExportInfo => self.on_export_info(&mut fields),
             Step::OldExport => self.on_old_export(&mut fields, other),
-            Step::Request => self.on_request(&mut fields),
+            Step::Request | Step::LongRequest => self.on_request(&mut fields),
             Step::Reply => self.on_reply(&mut fields),
-            Step::Chunk { kind, is_last, cookie } => self.on_chunk(&mut fields, kind, is_last, cookie),
+            Step::LongReply => self.on_long_reply(&mut fields),
+            Step::Chunk { kind, is_last, cookie } => {
+                let len = fields.u32()?;
+                self.on_chunk(kind, is_last, cookie, len.into())
+            }
             Step::Silence => Err(Unclear),
         }
     }
@@ -284,10 +294,11 @@ impl Dialogue {
             }
             (OPT_GO, REP_INFO) if len == Step::ExportInfo.len() as u32 => Ok(Step::ExportInfo.next()),
             // What follows is another language.
-            (OPT_STARTTLS | OPT_EXTENDED_HEADERS, REP_ACK) => Err(Unclear),
+            (OPT_STARTTLS, REP_ACK) => Err(Unclear),
             _ => {
                 if is_final {
                     self.structured |= option == OPT_STRUCTURED_REPLY && kind == REP_ACK;
+                    self.extended |= option == OPT_EXTENDED_HEADERS && kind == REP_ACK;
                     self.option = None;
                     client.expect(Step::OptionHeader.next());
                 }
@@ -317,18 +328,28 @@ impl Dialogue {
             return Err(Unclear);
         }
         self.disk.begin(name, size);
-        client.expect(Step::Request.next());
-        Ok(Step::Reply.next())
+        client.expect(self.request().next());
+        Ok(self.reply().next())
+    }
+
+    fn request(&self) -> Step {
+        if self.extended { Step::LongRequest } else { Step::Request }
+    }
+
+    fn reply(&self) -> Step {
+        if self.extended { Step::LongReply } else { Step::Reply }
     }
 
     fn on_request(&mut self, fields: &mut Fields<'_>) -> Result<Next, Unclear> {
         let magic = fields.u32()?;
-        let (_flags, command, cookie) = (fields.u16()?, fields.u16()?, fields.u64()?);
-        let (_offset, len) = (fields.u64()?, fields.u32()?);
-        if magic != REQUEST || self.requests.len() >= REQUESTS_MAX {
+        let (flags, command, cookie, _offset) = (fields.u16()?, fields.u16()?, fields.u64()?, fields.u64()?);
+        let (expected, bytes) = match self.extended {
+            true => (LONG_REQUEST, fields.u64()?),
+            false => (REQUEST, fields.u32()?.into()),
+        };
+        if magic != expected || self.requests.len() >= REQUESTS_MAX {
             return Err(Unclear);
         }
-        let bytes = u64::from(len);
         let done = match command {
             CMD_READ => Done::Read(bytes),
             CMD_WRITE => Done::Written(bytes),
@@ -340,9 +361,10 @@ impl Dialogue {
             CMD_DISCONNECT => return Ok(Step::Silence.next()),
             _ => return Err(Unclear),
         };
+        let has_payload = command == CMD_WRITE || (self.extended && flags & FLAG_PAYLOAD != 0);
         match self.requests.insert(cookie, Pending { done, failed: false }) {
             Some(_) => Err(Unclear),
-            None => Ok(Step::Request.behind(if command == CMD_WRITE { bytes } else { 0 })),
+            None => Ok(self.request().behind(if has_payload { bytes } else { 0 })),
         }
     }
 
@@ -369,14 +391,21 @@ impl Dialogue {
         }
     }
 
-    fn on_chunk(&mut self, fields: &mut Fields<'_>, kind: u16, is_last: bool, cookie: u64) -> Result<Next, Unclear> {
-        let len = fields.u32()?;
+    fn on_long_reply(&mut self, fields: &mut Fields<'_>) -> Result<Next, Unclear> {
+        if fields.u32()? != LONG_REPLY {
+            return Err(Unclear);
+        }
+        let (flags, kind, cookie, _offset) = (fields.u16()?, fields.u16()?, fields.u64()?, fields.u64()?);
+        self.on_chunk(kind, flags & REPLY_DONE != 0, cookie, fields.u64()?)
+    }
+
+    fn on_chunk(&mut self, kind: u16, is_last: bool, cookie: u64, len: u64) -> Result<Next, Unclear> {
         let pending = self.requests.get_mut(&cookie).ok_or(Unclear)?;
         pending.failed |= kind & CHUNK_ERROR != 0;
         if is_last && let Some(Pending { done, failed: false }) = self.requests.remove(&cookie) {
             self.disk.count(done);
         }
-        Ok(Step::Reply.behind(len.into()))
+        Ok(self.reply().behind(len))
     }
 }
 

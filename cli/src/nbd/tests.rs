@@ -64,6 +64,17 @@ fn chunk(cookie: u64, flags: u16, kind: u16, len: u32) -> (From, Vec<u8>) {
     (From::Server, join(&[&head, &cookie.to_be_bytes(), &len.to_be_bytes(), &vec![0x67; len as usize]]))
 }
 
+fn long_request(command: u16, flags: u16, cookie: u64, len: u64, payload: usize) -> (From, Vec<u8>) {
+    let head =
+        join(&[&LONG_REQUEST.to_be_bytes(), &flags.to_be_bytes(), &command.to_be_bytes(), &cookie.to_be_bytes()]);
+    (From::Client, join(&[&head, &[0; 8], &len.to_be_bytes(), &vec![0x21; payload]]))
+}
+
+fn long_chunk(cookie: u64, flags: u16, kind: u16, len: u64) -> (From, Vec<u8>) {
+    let head = join(&[&LONG_REPLY.to_be_bytes(), &flags.to_be_bytes(), &kind.to_be_bytes(), &cookie.to_be_bytes()]);
+    (From::Server, join(&[&head, &[0; 8], &len.to_be_bytes(), &vec![0x6e; len as usize]]))
+}
+
 /// Feeds it in pieces of these lengths, by turns.
 fn observe(dialogue: &Dialogue, pieces: &[usize]) -> Option<Figures> {
     let disk = Arc::new(Disk::default());
@@ -142,13 +153,41 @@ fn the_older_way_to_an_export_is_known() {
 }
 
 #[test]
-fn it_falls_silent_where_another_language_begins() {
-    for other in [OPT_STARTTLS, OPT_EXTENDED_HEADERS] {
-        let mut dialogue = hello();
-        dialogue.extend([option(other, &[]), answer(other, REP_ACK, &[])]);
-        dialogue.extend(go("vda"));
-        assert_eq!(observe(&dialogue, &[]), None, "{other}");
+fn lengths_of_64_bits_are_understood_where_they_were_agreed_upon() {
+    let mut dialogue = hello();
+    dialogue.extend([option(OPT_EXTENDED_HEADERS, &[]), answer(OPT_EXTENDED_HEADERS, REP_ACK, &[])]);
+    dialogue.extend(go("vda"));
+    dialogue.extend([
+        long_request(CMD_WRITE, FLAG_PAYLOAD, 1, 5000, 5000),
+        long_request(CMD_WRITE_ZEROES, 0, 2, 1 << 33, 0),
+        long_request(CMD_READ, 0, 3, 700, 0),
+        long_request(CMD_BLOCK_STATUS, FLAG_PAYLOAD, 4, 24, 24),
+        long_request(CMD_TRIM, 0, 5, 4096, 0),
+        long_chunk(2, REPLY_DONE, 0, 0),
+        long_chunk(3, 0, 1, 708),
+        long_chunk(1, REPLY_DONE, 0, 0),
+        long_chunk(3, REPLY_DONE, 0, 0),
+        long_chunk(4, REPLY_DONE, 6, 24),
+        long_chunk(5, REPLY_DONE, CHUNK_ERROR | 1, 6),
+        long_request(CMD_FLUSH, 0, 5, 0, 0),
+        long_chunk(5, REPLY_DONE, 0, 0),
+    ]);
+    let expected = Figures { written: 5000, zeroed: 1 << 33, read: 700, flushes: 1, ..figures("vda") };
+    for pieces in [&[][..], &[1], &[31, 33]] {
+        assert_eq!(observe(&dialogue, pieces), Some(expected.clone()), "{pieces:?}");
     }
+    for short in [request(CMD_FLUSH, 9, 0), simple(9, 0, 0)] {
+        let padded = (short.0, [short.1, vec![0; 32]].concat());
+        assert_eq!(observe(&[dialogue.clone(), vec![padded]].concat(), &[]), None);
+    }
+}
+
+#[test]
+fn it_falls_silent_where_another_language_begins() {
+    let mut dialogue = hello();
+    dialogue.extend([option(OPT_STARTTLS, &[]), answer(OPT_STARTTLS, REP_ACK, &[])]);
+    dialogue.extend(go("vda"));
+    assert_eq!(observe(&dialogue, &[]), None);
     let written = [request(CMD_WRITE, 1, 6), simple(1, 0, 0)];
     let unknown = [
         simple(77, 0, 0),

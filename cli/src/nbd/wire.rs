@@ -29,6 +29,12 @@ pub(super) const CMD_CACHE: u16 = 5;
 pub(super) const CMD_WRITE_ZEROES: u16 = 6;
 pub(super) const CMD_BLOCK_STATUS: u16 = 7;
 
+/// With a length of 64 bits, where that was agreed upon.
+pub(super) const LONG_REQUEST: u32 = 0x21e4_1c71;
+pub(super) const LONG_REPLY: u32 = 0x6e8a_278c;
+/// The length is that of what follows the request.
+pub(super) const FLAG_PAYLOAD: u16 = 1 << 5;
+
 pub(super) const SIMPLE_REPLY: u32 = 0x6744_6698;
 pub(super) const STRUCTURED_REPLY: u32 = 0x668e_33ef;
 pub(super) const REPLY_DONE: u16 = 1 << 0;
