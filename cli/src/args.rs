@@ -305,7 +305,12 @@ pub(crate) struct SocketArgs {
 
 impl SocketArgs {
     pub(crate) fn permissions(&self) -> Permissions {
-        self.socket_owner.unwrap_or_default().permissions(self.socket_mode)
+        self.permissions_or(None)
+    }
+
+    /// With another owner where none is given.
+    pub(crate) fn permissions_or(&self, owner: Option<Owner>) -> Permissions {
+        self.socket_owner.or(owner).unwrap_or_default().permissions(self.socket_mode)
     }
 }
 

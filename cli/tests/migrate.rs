@@ -15,9 +15,6 @@ use support::host::Host;
 use support::process::Process;
 use support::{PATIENCE, alone, wait_for};
 
-/// QEMU is another user's, to whom the sockets have to be open.
-const OWNER: &str = "--socket-owner libvirt-qemu:kvm";
-
 #[test]
 fn a_guest_that_writes_goes_there_and_back_five_times_each_time_over_one_connection() {
     let _alone = alone();
@@ -25,7 +22,7 @@ fn a_guest_that_writes_goes_there_and_back_five_times_each_time_over_one_connect
     for turn in 1..=10 {
         let (from, to) = ((turn + 1) % 2, turn % 2);
         let before = moving.connections();
-        let finished = moving.migrate(from, OWNER).finish(6 * PATIENCE);
+        let finished = moving.migrate(from, "").finish(6 * PATIENCE);
         assert!(finished.status.success(), "turn {turn}: {finished}");
         let mut wanted = before;
         wanted[from][0] += 1;
@@ -42,7 +39,7 @@ fn a_guest_that_writes_goes_there_and_back_five_times_each_time_over_one_connect
 }
 
 /// What a migration is slow enough with to be met on its way.
-const SLOW: &str = "--socket-owner libvirt-qemu:kvm --bandwidth 5 --json";
+const SLOW: &str = "--bandwidth 5 --json";
 
 /// Where a migration is cancelled: a word of its JSON lines, or of what libvirt says at the source.
 #[derive(Clone, Copy, Debug)]
@@ -349,13 +346,13 @@ fn memory_over_several_streams_in_post_copy_and_with_synchronous_writes_goes_thr
         ("--parallel --parallel-connections 3", 3),
         ("--copy-storage-synchronous-writes", 1),
         ("--postcopy --postcopy-after-precopy", 1),
-        ("--p2p --persistent --undefinesource", 1),
+        ("--p2p --persistent --undefinesource --socket-owner libvirt-qemu:kvm --socket-mode 0660", 1),
     ]
     .into_iter()
     .enumerate()
     {
         let (from, to) = (turn % 2, 1 - turn % 2);
-        let finished = moving.migrate(from, &format!("{OWNER} {options}")).finish(6 * PATIENCE);
+        let finished = moving.migrate(from, options).finish(6 * PATIENCE);
         assert!(finished.status.success(), "{options}: {finished}");
         moving.assert_runs_at(to);
         assert_eq!(moving.links(to), turn / 2 + 1, "{options}");

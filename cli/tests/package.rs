@@ -6,10 +6,13 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use pki::Authority;
+use rustix::process::{Signal, kill_process};
 use support::echo::{assert_echoes, connect, echo_on};
 use support::host::first_child;
 use support::process::{Finished, Process, Run};
@@ -102,6 +105,29 @@ fn called_in(trace: &Path) -> BTreeSet<String> {
     calls.map(|(call, _)| call).filter(is_name).map(str::to_owned).collect()
 }
 
+/// What the service does: listens on TLS and UNIX sockets, passes to libvirtd, lets migrations in, tells systemd.
+const CONFIG: &str = "
+listen = ['unix:DIR/link', 'tcp://127.0.0.1:0', 'tls://127.0.0.1:0']
+libvirt = 'unix:DIR/far'
+control = 'DIR/control'
+metrics = 'unix:DIR/metrics'
+pki = 'DIR/pki'
+socket_mode = '0600'
+socket_owner = '65534'
+[[target]]
+name = 'disk'
+path = 'DIR/far'
+[migration]
+base = 'DIR/migrations'
+owner = '65534:65534'
+mode = '0750'
+[[allow]]
+local = true
+targets = ['*']
+libvirt = true
+migrate = true
+";
+
 /// No systemd runs here: the capabilities are taken away by another program, and the calls of the system written down, from start to end.
 #[test]
 fn serve_needs_nothing_that_the_unit_forbids() {
@@ -109,25 +135,56 @@ fn serve_needs_nothing_that_the_unit_forbids() {
     let unit = fs::read_to_string(format!("{PACKAGING}/virbistream.service")).expect("the unit");
     let scratch = Scratch::new();
     let path = |name: &str| scratch.join(name);
-    let (link, near, control) = (path("link"), path("near"), path("control"));
-    let config = "listen = ['unix:DIR/link', 'tcp://127.0.0.1:0']\ncontrol = 'DIR/control'\nsocket_mode = '0600'\nsocket_owner = '65534'\n
-        [[target]]\nname = 'disk'\npath = 'DIR/far'\n[[allow]]\nlocal = true\ntargets = ['*']\n";
-    fs::write(path("serve.toml"), config.replace("DIR", &scratch.path().to_string_lossy())).expect("a new file");
-    echo_on(&path("far"));
+    let (link, control, notify) = (path("link"), path("control"), path("notify"));
+    Authority::new("authority").fill(&path("pki"));
+    fs::write(path("serve.toml"), CONFIG.replace("DIR", &scratch.path().to_string_lossy())).expect("a new file");
+    let systemd = UnixDatagram::bind(&notify).expect("a new socket");
+    systemd.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let assert_told = |word: &str| {
+        let mut told = [0; 1024];
+        let len = systemd.recv(&mut told).expect("what systemd is told");
+        assert!(told[..len].starts_with(word.as_bytes()), "not {word}: {}", String::from_utf8_lossy(&told[..len]));
+    };
     // As QEMU's sockets are.
-    chown(path("far"), Some(65_534), Some(65_534)).expect("another owner");
-    fs::set_permissions(path("far"), PermissionsExt::from_mode(0o600)).expect("a mode");
+    let echo = |path: &Path| {
+        echo_on(path);
+        chown(path, Some(65_534), Some(65_534)).expect("another owner");
+        fs::set_permissions(path, PermissionsExt::from_mode(0o600)).expect("a mode");
+    };
+    echo(&path("far"));
 
     let strace = Run::new("strace", "strace").args(["-D", "-f", "-qq", "--signal=none", "-o"]).arg(path("trace"));
     let serve = tool().args(["serve", "--config"]).arg(path("serve.toml")).under(strace).under(limited_by(&unit));
-    let serve = serve.named("serve").start();
+    let environment = Run::new("env", "coreutils").arg(format!("NOTIFY_SOCKET={}", notify.display()));
+    let serve = serve.under(environment).named("serve").start();
     serve.ready();
-    let forward = forward(&format!("unix:{}", link.display()), [("disk", &*near)]).start();
+    assert_told("READY=1");
+    let migration = "migration/7d5bd8b9-2d43-4f4f-9d1f-0a1c3f1f9c55";
+    let targets = ["directory", "libvirt", "disks"].map(|part| format!("{migration}/{part}"));
+    let near = ["near-directory", "near-libvirt", "near-disks", "near"].map(path);
+    let names = targets.iter().map(String::as_str).chain(["disk"]);
+    let forward = forward(&format!("unix:{}", link.display()), names.zip(near.iter().map(PathBuf::as_path))).start();
     forward.ready();
-    assert_echoes(&connect(&near), b"seen by strace");
+    let mut directory = String::new();
+    let mut held = BufReader::new(connect(&near[0]));
+    held.read_line(&mut directory).expect("where the directory is");
+    let made = path("migrations").join(&migration["migration/".len()..]);
+    let found = fs::metadata(&made).expect("the directory");
+    assert_eq!((found.mode() & 0o777, found.uid(), found.gid()), (0o750, 65_534, 65_534));
+    echo(&made.join("disks.sock"));
+    for near in &near[1..] {
+        assert_echoes(&connect(near), b"seen by strace");
+    }
+    drop(held);
+    wait_for("the directory to go", PATIENCE, || (!made.exists()).then_some(()));
     tool().args(["ticket", "--target", "disk", "--control"]).arg(&control).succeed(PATIENCE);
-    forward.end_well(&[&near]);
+    tool().args(["status", "--once", "--control"]).arg(&control).succeed(PATIENCE);
+    serve.signal(Signal::HUP);
+    assert_told("RELOADING=1");
+    assert_told("READY=1");
+    forward.end_well(&near.each_ref().map(PathBuf::as_path));
     serve.end_well(&[&link, &control]);
+    assert_told("STOPPING=1");
 
     let (allowed, called) = (allowed_by(&unit), called_in(&path("trace")));
     assert!(called.contains("epoll_wait") && called.contains("accept4"), "{called:?}");
@@ -181,6 +238,15 @@ impl Debian {
 struct Booted {
     nspawn: Process,
     _debian: Debian,
+}
+
+/// With its first process goes all that runs in it, which the end of nspawn itself does not see to.
+impl Drop for Booted {
+    fn drop(&mut self) {
+        if let Some(init) = first_child(self.nspawn.pid()) {
+            _ = kill_process(init, Signal::KILL);
+        }
+    }
 }
 
 impl Booted {

@@ -9,6 +9,7 @@ use roxmltree::Document;
 
 use super::args::MigrateArgs;
 use super::domain::{Disk, Domain};
+use super::host::Host;
 use super::outcome::Failure;
 use super::progress::Said;
 use super::tunnel::Tunnel;
@@ -49,9 +50,16 @@ impl<'a> List<'a> {
         self.said.check(what, "failed", text.as_ref());
     }
 
-    /// The source's libvirtd and the guest there.
-    pub(super) fn source(&mut self, virsh: &Virsh, args: &MigrateArgs) -> Option<Domain> {
+    /// The source's libvirtd, and the guest there.
+    pub(super) fn source(&mut self, virsh: &Virsh, args: &MigrateArgs) -> Option<(Host, Domain)> {
         self.daemon("source", virsh)?;
+        let host = match Host::read(virsh) {
+            Ok(host) => host,
+            Err(error) => {
+                self.fail("source", format!("the source's libvirtd: {error}"));
+                return None;
+            }
+        };
         let domain = match Domain::read(virsh, &args.domain, args.libvirt.value("migrate-disks")) {
             Ok(domain) => domain,
             Err(error) => {
@@ -65,13 +73,13 @@ impl<'a> List<'a> {
                 self.fail("guest", format!("`{}` is {}: only a running guest is moved", domain.name, domain.state))
             }
         }
-        Some(domain)
+        Some((host, domain))
     }
 
     /// All that is asked of the destination.
     pub(super) fn destination(
         &mut self,
-        source: &Virsh,
+        (host, source): (&Host, &Virsh),
         destination: &Virsh,
         tunnel: &Tunnel,
         domain: &Domain,
@@ -86,7 +94,7 @@ impl<'a> List<'a> {
         if self.daemon("destination", destination).is_none() {
             return;
         }
-        self.hosts(source, destination);
+        self.hosts(host, destination);
         self.name(destination, args.libvirt.value("dname").unwrap_or(&domain.name), &domain.uuid);
         self.disks(source, destination, domain, args);
         self.cpu(destination, domain);
@@ -129,11 +137,11 @@ impl<'a> List<'a> {
         }
     }
 
-    fn hosts(&mut self, source: &Virsh, destination: &Virsh) {
-        match (host(source), host(destination)) {
-            (Ok(here), Ok(there)) if here == there => self.fail("hosts", "source and destination are the same host"),
-            (Ok(_), Ok(_)) => self.ok("hosts", "they are two"),
-            (Err(error), _) | (_, Err(error)) => self.warn("hosts", error.to_string()),
+    fn hosts(&mut self, source: &Host, destination: &Virsh) {
+        match Host::read(destination) {
+            Ok(there) if there.uuid == source.uuid => self.fail("hosts", "source and destination are the same host"),
+            Ok(_) => self.ok("hosts", "they are two"),
+            Err(error) => self.warn("hosts", error.to_string()),
         }
     }
 
@@ -261,15 +269,4 @@ fn pools(virsh: &Virsh) -> Result<Vec<Pool>, VirshError> {
 fn allocated(virsh: &Virsh, domain: &str, disk: &str) -> Option<u64> {
     let said = virsh.ask(&["domblkinfo", domain, disk]).ok()?;
     said.lines().find_map(|line| line.strip_prefix("Allocation:"))?.trim().parse().ok()
-}
-
-/// The host's UUID.
-fn host(virsh: &Virsh) -> Result<String, VirshError> {
-    let capabilities = virsh.ask(&["capabilities"])?;
-    let document = Document::parse(&capabilities).ok();
-    let uuid = document.as_ref().and_then(|document| {
-        let host = document.root_element().children().find(|node| node.has_tag_name("host"))?;
-        host.children().find(|node| node.has_tag_name("uuid"))?.text()
-    });
-    uuid.map(String::from).ok_or_else(|| VirshError::Failed("libvirt does not say which host it is on".into()))
 }

@@ -6,6 +6,7 @@ mod checks;
 mod directory;
 mod disks;
 mod domain;
+mod host;
 mod libvirt;
 mod names;
 mod outcome;

@@ -40,15 +40,15 @@ fn begin(args: &MigrateArgs, said: &Said) -> Result<(), Failure> {
     let source = Virsh::new(args.connect.clone());
     let asking = source.until(running.signalled());
     let mut list = List::new(said);
-    let domain = list.source(&asking, args);
+    let found = list.source(&asking, args);
     if is_cancelled() {
         return Err(Failure::Cancelled(Guest::Untouched));
     }
     list.result()?;
-    let Some(domain) = domain else { return Ok(()) };
-    let mut tunnel = Tunnel::open(running, args)?;
+    let Some((host, domain)) = found else { return Ok(()) };
+    let mut tunnel = Tunnel::open(running, args, args.sockets.permissions_or(host.qemu))?;
     let destination = tunnel.virsh().until(Arc::clone(&signalled));
-    list.destination(&asking, &destination, &tunnel, &domain, args);
+    list.destination((&host, &asking), &destination, &tunnel, &domain, args);
     // What has come meanwhile.
     tunnel.wait(Duration::ZERO);
     let result = match (list.result(), tunnel.lost()) {

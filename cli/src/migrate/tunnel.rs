@@ -69,10 +69,10 @@ struct Place {
 
 impl Tunnel {
     /// Connects, and has the directory made at both ends.
-    pub(super) fn open(running: Running, args: &MigrateArgs) -> Result<Self, Failure> {
+    pub(super) fn open(running: Running, args: &MigrateArgs, sockets: Permissions) -> Result<Self, Failure> {
         let peer = connect(&running, args)?;
         let (hold, passing) = (Arc::default(), Passing::default());
-        match prepare(&running, peer.session, args, &hold, &passing) {
+        match prepare(&running, peer.session, (args, sockets), &hold, &passing) {
             Ok(place) => Ok(Self { running, peer, place, hold, passing, lost: None, is_over: false }),
             Err(failure) => {
                 end(running, &hold);
@@ -142,7 +142,7 @@ fn end(running: Running, hold: &Mutex<Hold>) {
 fn prepare(
     running: &Running,
     session: SessionKey,
-    args: &MigrateArgs,
+    (args, sockets): (&MigrateArgs, Permissions),
     hold: &Arc<Mutex<Hold>>,
     passing: &Passing,
 ) -> Result<Place, Failure> {
@@ -155,8 +155,7 @@ fn prepare(
         io::ErrorKind::AlreadyExists => Failure::Checks("source and destination are the same host".into()),
         _ => local(&path, &error),
     })?;
-    let permissions = args.sockets.permissions();
-    let permissions = Permissions { mode: permissions.mode.or(Some(0o600)), ..permissions };
+    let permissions = Permissions { mode: sockets.mode.or(Some(0o600)), ..sockets };
     for (part, priority, kind) in
         [(Part::Libvirt, 0, kind::CONTROL), (Part::Memory, 1, kind::MEMORY), (Part::Disks, 2, kind::DISK)]
     {
