@@ -21,6 +21,9 @@ use crate::running::Running;
 /// How often the migration is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How often libvirt is told to end it.
+const RETELL: Duration = Duration::from_secs(1);
+
 /// How long libvirt has to notice that the connection to the destination is gone.
 const NOTICE: Duration = Duration::from_secs(30);
 
@@ -118,11 +121,20 @@ fn words(tunnel: &Tunnel, domain: &Domain, args: &MigrateArgs) -> Vec<String> {
     words
 }
 
-/// Whether the operator wants it to end, and whether libvirt knows.
+/// Whether the operator wants it to end, and since when libvirt knows.
 #[derive(Debug, Default)]
 struct Cancelling {
     is_asked: bool,
-    is_told: bool,
+    told: Option<Instant>,
+}
+
+impl Cancelling {
+    /// There may be no job yet, and one that begins may forget it: libvirt is told until it has ended.
+    fn tell(&mut self, source: &Virsh, domain: &Domain) {
+        if self.told.is_none_or(|told| told.elapsed() >= RETELL) && source.ask(&["domjobabort", &domain.uuid]).is_ok() {
+            self.told = Some(Instant::now());
+        }
+    }
 }
 
 /// Until virsh has ended.
@@ -135,7 +147,7 @@ fn watch(
     asked: &mut Asked,
     cancelling: &mut Cancelling,
 ) -> Result<Result<String, VirshError>, Failure> {
-    let mut lost_since = None;
+    let mut lost_since: Option<Instant> = None;
     let mut shown = None;
     loop {
         if tunnel.wait(LOOK) && !cancelling.is_asked {
@@ -152,15 +164,9 @@ fn watch(
         if let Some(answer) = asked.answer().map_err(|error| Failure::Local(error.to_string()))? {
             return Ok(answer);
         }
-        if tunnel.lost().is_some() {
-            let since = *lost_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= NOTICE && !cancelling.is_told {
-                cancelling.is_told = source.ask(&["domjobabort", &domain.uuid]).is_ok();
-            }
-        }
-        if cancelling.is_asked && !cancelling.is_told {
-            // There may be no job yet, or for a moment none that can be ended.
-            cancelling.is_told = source.ask(&["domjobabort", &domain.uuid]).is_ok();
+        let is_lost = tunnel.lost().is_some() && lost_since.get_or_insert_with(Instant::now).elapsed() >= NOTICE;
+        if is_lost || cancelling.is_asked {
+            cancelling.tell(source, domain);
         }
         let snapshot = monitor.latest();
         if shown.as_ref() != Some(&snapshot) {

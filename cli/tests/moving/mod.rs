@@ -12,7 +12,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-const DISK_MIB: u64 = 64;
+pub(crate) const DISK_MIB: u64 = 64;
 
 /// What serve has at both hosts; the other may come.
 const CONFIG: &str = r#"
