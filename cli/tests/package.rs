@@ -50,6 +50,10 @@ fn every_subcommand_has_a_man_page_and_is_completed() {
             assert!(text.contains(command), "{shell} does not complete {command}");
         }
     }
+    let of_migrate = read("man/man1/virbistream-migrate.1");
+    for words in ["nothing was begun", "it was cancelled", "the guest is not where it was"] {
+        assert!(of_migrate.contains(words), "{words}: {of_migrate}");
+    }
     let pages = fs::read_dir(scratch.join("man/man1")).expect("pages").count();
     assert_eq!(pages, commands.len() + 1, "a page for each command, and one for all");
     assert!(!bash.contains("generate"), "what is hidden is completed");

@@ -160,11 +160,10 @@ impl Sessions {
     fn take(sessions: &Arc<Self>, identity: &Identity, most: u32) -> Option<Place> {
         let who = identity.to_string();
         let mut counts = sessions.0.lock();
-        let count = counts.entry(who.clone()).or_default();
-        if *count >= most {
+        if counts.get(&who).copied().unwrap_or(0) >= most {
             return None;
         }
-        *count += 1;
+        *counts.entry(who.clone()).or_default() += 1;
         Some(Place { sessions: Arc::clone(sessions), who })
     }
 }
