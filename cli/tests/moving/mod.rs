@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) const DISK_MIB: u64 = 64;
 
-/// What serve has at both hosts; the other may come.
+/// What serve has at the source; the other host may come.
 const CONFIG: &str = r#"
 listen = ["tls://[::]:16515"]
 libvirt = "unix:/run/libvirt/libvirt-sock"
@@ -32,6 +32,16 @@ migrate = true
 dn = "*CN=destination.example"
 migrate = true
 "#;
+
+/// How serve is run at the destination, word by word, but for the name that the certificates here have.
+fn by_readme() -> String {
+    let readme = include_str!("../../../README.md");
+    let (_, behind) =
+        readme.split_once("virbistream serve --listen tls://destination.example:16515").expect("a command");
+    let options =
+        behind.split("```").next().unwrap_or_default().replace("'O=Example,CN=source.example'", "'*CN=source.example'");
+    format!("virbistream serve -v --listen tls://destination.example:16515{options}")
+}
 
 pub(crate) struct Moving {
     pub(crate) hosts: [Host; 2],
@@ -51,7 +61,7 @@ impl Moving {
         for (host, name) in hosts.iter().zip(["source.example", "destination.example"]) {
             prepare(host, name, &authority, &shared, &guest);
         }
-        let serving = hosts.each_ref().map(serve);
+        let serving = [0, 1].map(|at| serve(&hosts, at));
         let this = Self { hosts, serving, _shared: shared, _guest: guest };
         this.boot();
         this
@@ -60,7 +70,7 @@ impl Moving {
     /// Where it was killed.
     #[track_caller]
     pub(crate) fn serve_again(&mut self, host: usize) {
-        self.serving[host] = serve(&self.hosts[host]);
+        self.serving[host] = serve(&self.hosts, host);
     }
 
     fn boot(&self) {
@@ -172,8 +182,9 @@ impl Moving {
 }
 
 #[track_caller]
-fn serve(host: &Host) -> Process {
-    let process = host.run("virbistream serve -v --config serve.toml").start();
+fn serve(hosts: &[Host; 2], at: usize) -> Process {
+    let command = ["virbistream serve -v --config serve.toml".to_owned(), by_readme()];
+    let process = hosts[at].run(&command[at]).start();
     process.ready();
     process
 }
