@@ -52,7 +52,8 @@ fn a_stream_that_stands_still_is_seen_with_all_that_it_did_from_both_ends() {
     let sent = 65_536;
     let deadline = Instant::now() + PATIENCE;
     let (near, far) = loop {
-        let [near, far] = [&near_node, &far_node].map(|node| node.handle.sessions(PATIENCE));
+        // What has come there went from here before.
+        let [far, near] = [&far_node, &near_node].map(|node| node.handle.sessions(PATIENCE));
         let received = |sessions: &[virbistream::io::SessionStatus]| {
             sessions.first().and_then(|session| session.streams.first()).map(|stream| stream.stats.received)
         };
