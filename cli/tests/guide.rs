@@ -10,10 +10,10 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use support::bytes::{MIB, Noise};
-use support::guest::{Guest, RING_MIB, State, assert_ring_is_whole, newest_in_ring};
+use support::guest::{Guest, RING_MIB, assert_ring_is_whole, newest_in_ring};
 use support::host::Host;
 use support::process::{Process, Run};
-use support::{PATIENCE, Scratch, alone, need, wait_for};
+use support::{PATIENCE, Scratch, alone, need};
 
 const GUIDE: &str = include_str!("../../docs/migration.md");
 
@@ -116,20 +116,7 @@ fn start_web(source: &Host) {
         </devices>
       </domain>";
     source.succeed(&format!("cat >web.xml <<'END OF FILE'\n{xml}\nEND OF FILE\nvirsh create web.xml"));
-    wait_for_record(source, 50);
-}
-
-/// Waits until the guest has said there that it wrote so many records, and gives how many.
-#[track_caller]
-fn wait_for_record(host: &Host, at_least: i64) -> i64 {
-    wait_for("the guest to write records", 3 * PATIENCE, || {
-        let console = fs::read(host.image("web.console")).expect("the guest's console");
-        let console = String::from_utf8_lossy(&console).into_owned();
-        assert!(!console.contains("vbs-bad"), "the guest complains:\n{console}");
-        let state = console.lines().rev().find_map(|line| State::parse("vbs-at", line))?;
-        let last = *state.records.first()?;
-        (last >= at_least).then_some(last)
-    })
+    source.wait_for_records(50);
 }
 
 fn package(directory: &Path) {
@@ -156,7 +143,7 @@ fn the_guide_followed_to_the_letter_migrates_a_vm_between_two_fresh_hosts() {
     }
     let Hosts { source, destination, running } = hosts;
     let left_at = newest_in_ring(&source.image("web.raw"));
-    wait_for_record(&destination, left_at + 50);
+    destination.wait_for_records(left_at + 50);
     assert_eq!(destination.succeed("virsh domstate web").stdout.trim(), "running");
     source.run("virsh domstate web").finish(PATIENCE).assert_failed_saying(&[]);
     running.into_iter().for_each(Host::end);

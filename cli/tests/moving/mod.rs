@@ -1,8 +1,10 @@
 //! Two hosts between which a guest is moved by `virbistream migrate`, there and back.
 
+#![allow(dead_code)] // each test program uses its own part of it
+
 use crate::pki::{Authority, Wanted};
 use crate::support::bytes::{MIB, Noise};
-use crate::support::guest::{Guest, RING_MIB, State, assert_ring_is_whole, newest_in_ring};
+use crate::support::guest::{Guest, RING_MIB, assert_ring_is_whole, newest_in_ring};
 use crate::support::host::Host;
 use crate::support::process::{Process, Run};
 use crate::support::{PATIENCE, Scratch, wait_for};
@@ -18,6 +20,7 @@ pub(crate) const DISK_MIB: u64 = 64;
 const CONFIG: &str = r#"
 listen = ["tls://[::]:16515"]
 libvirt = "unix:/run/libvirt/libvirt-sock"
+control = "/run/serve.sock"
 
 [migration]
 base = "/run/virbistream/migrations"
@@ -82,7 +85,7 @@ impl Moving {
         raw.write_all_at(&rest, RING_MIB * MIB).expect("written");
         source.succeed("cd /var/lib/libvirt/images && qemu-img convert -O qcow2 web.raw web.qcow2");
         source.succeed(&format!("cat >web.xml <<'END OF FILE'\n{}\nEND OF FILE\nvirsh create web.xml", xml()));
-        self.wait_for_records(0, 20);
+        source.wait_for_records(20);
     }
 
     /// `virbistream migrate`, at a host, to the other one.
@@ -91,24 +94,11 @@ impl Moving {
         self.hosts[from].run(&format!("exec virbistream migrate web tls://{to}:16515 {options}"))
     }
 
-    /// Waits until the guest has said there that it wrote so many records to each disk, and gives how many.
-    #[track_caller]
-    pub(crate) fn wait_for_records(&self, host: usize, at_least: i64) -> i64 {
-        wait_for("the guest to write records", 3 * PATIENCE, || {
-            let console = fs::read(self.hosts[host].image("web.console")).expect("the guest's console");
-            let console = String::from_utf8_lossy(&console).into_owned();
-            assert!(!console.contains("vbs-bad"), "the guest complains:\n{console}");
-            let state = console.lines().rev().find_map(|line| State::parse("vbs-at", line))?;
-            let last = *state.records.iter().min()?;
-            (last >= at_least).then_some(last)
-        })
-    }
-
     /// The guest runs there, writes on, and the other host has no guest.
     #[track_caller]
     pub(crate) fn assert_runs_at(&self, host: usize) {
         let left_at = newest_in_ring(&self.hosts[1 - host].image("web.raw"));
-        self.wait_for_records(host, left_at + 20);
+        self.hosts[host].wait_for_records(left_at + 20);
         assert_eq!(self.hosts[host].succeed("virsh domstate web").stdout.trim(), "running");
         self.hosts[1 - host].run("virsh domstate web").finish(PATIENCE).assert_failed_saying(&[]);
     }
@@ -123,7 +113,7 @@ impl Moving {
     #[track_caller]
     pub(crate) fn assert_writes_on(&self, host: usize) {
         let at = newest_in_ring(&self.hosts[host].image("web.raw"));
-        self.wait_for_records(host, at + 5);
+        self.hosts[host].wait_for_records(at + 5);
         assert_eq!(self.hosts[host].succeed("virsh domstate web").stdout.trim(), "running");
     }
 

@@ -1,9 +1,15 @@
 //! A host of its own: the programs of this machine, and nothing of what is configured or runs on it.
 
+use super::guest::State;
 use super::process::{Finished, Process, Run};
 use super::{PATIENCE, Scratch, need, need_root, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// libvirtd's, where Debian's differs from what goes without systemd and polkit.
 const LIBVIRTD: &str = r#"
@@ -181,6 +187,45 @@ impl Host {
         Self::signal(&process, Signal::TERM);
         let finished = process.finish(PATIENCE);
         assert!(finished.status.success(), "{finished}");
+    }
+
+    /// Does it on a thread of this process that is in the host's network.
+    pub(crate) fn in_network<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let network = File::open(format!("/proc/{}/ns/net", self.pid().as_raw_nonzero())).expect("the host's network");
+        let enter = || move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network));
+        let acting = || {
+            enter().expect("root may enter");
+            act()
+        };
+        thread::scope(|scope| scope.spawn(acting).join().expect("no panic"))
+    }
+
+    /// Waits until the guest `web` has said here that it wrote so many records to each disk, and gives how many. What it writes to its console
+    /// goes to a file in libvirt's images.
+    #[track_caller]
+    pub(crate) fn wait_for_records(&self, at_least: i64) -> i64 {
+        let deadline = Instant::now() + 3 * PATIENCE;
+        loop {
+            let console = std::fs::read(self.image("web.console")).expect("the guest's console");
+            let console = String::from_utf8_lossy(&console);
+            assert!(!console.contains("vbs-bad"), "the guest complains:\n{console}");
+            let state = console.lines().rev().find_map(|line| State::parse("vbs-at", line));
+            let last = state.and_then(|state| state.records.into_iter().min());
+            if let Some(last) = last.filter(|last| *last >= at_least) {
+                return last;
+            }
+            if Instant::now() >= deadline {
+                let asked = "virsh domstate web --reason; virsh qemu-monitor-command web --hmp info registers";
+                let state = self.run(asked).finish(PATIENCE);
+                let tail: Vec<_> = console.lines().rev().take(20).collect();
+                panic!(
+                    "gave up waiting for record {at_least} at {}; its console, backwards: {tail:#?}\n{state}",
+                    self.name
+                );
+            }
+            // The pause between two looks; nothing depends on its length.
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// A file in libvirt's images, as seen from outside.
