@@ -323,6 +323,25 @@ fn a_daemon_that_takes_nothing_makes_its_client_wait_and_loses_nothing() {
 }
 
 #[test]
+fn beside_streams_a_daemon_that_takes_nothing_has_the_time_of_one_who_does_not_read() {
+    let limit = Duration::from_millis(500);
+    let mut fronted = fronted();
+    fronted.options.config.silence_limit = limit;
+    fronted.address = fronted.node.listen(fronted.options.clone());
+    let (client, _daemon) = fronted.joined(true);
+    let key = fronted.node.link_accepted();
+    let mut writer = client.stream.try_clone().unwrap();
+    let saying = thread::spawn(move || (1..).all(|n| writer.write_all(&legacy(3, n, 50_000)).is_ok()));
+    match fronted.node.session_ended(key) {
+        Err(SessionError::LinkLost(why)) => {
+            assert!(why.contains("the daemon behind this address takes nothing"), "{why}")
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(!saying.join().unwrap());
+}
+
+#[test]
 fn without_the_daemon_only_its_clients_lose_their_links() {
     let mut fronted = fronted();
     let mut bistream = Raw::connect(&fronted.address);

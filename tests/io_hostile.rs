@@ -3,13 +3,16 @@
 mod io_support;
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use io_support::*;
-use virbistream::io::{Address, Decision, Handler, NoTargets, Report, Request, SessionOptions, Socket};
+use virbistream::io::{
+    Address, Decision, Dispatcher, Handler, Listener, NoTargets, Permissions, Report, Request, SessionOptions, Socket,
+};
 use virbistream::proto::{Config, SessionError, Side, StreamError};
 use virbistream::wire::{
     BISTREAM_1, Close, Credit, Finish, HEADER_LEN, Header, Hello, Limits, OpenReply, PROGRAM, PacketType, Ping,
@@ -349,15 +352,57 @@ fn a_peer_that_reads_nothing_is_given_up_whatever_it_sends() {
     peer.hello();
     peer.open(1, "endless", u64::MAX / 4);
     marks.recv_timeout(PATIENCE).unwrap();
-    // It is anything but silent.
-    let mut writer = peer.stream.try_clone().unwrap();
-    let saying = thread::spawn(move || {
-        let credit = |n| virbistream::wire::Credit { stream: 1, consumed: 0, limit: u64::MAX / 2 + n };
-        let say = |n| packet(Procedure::Credit, PacketType::Message, 0, Status::Ok, &credit(n));
-        (0..).take_while(|n| writer.write_all(&say(*n)).is_ok()).for_each(|_| thread::yield_now());
-    });
+    let (stream, until) = (peer.stream.try_clone().unwrap(), Arc::new(AtomicBool::new(false)));
+    let saying = thread::spawn(move || say_on(stream, &until));
     assert_eq!(far.session_ended(key), Err(SessionError::Unread(limit)));
     saying.join().unwrap();
+}
+
+/// Anything but silent, until it is told to stop or nobody listens any more.
+fn say_on(mut stream: TcpStream, stop: &AtomicBool) {
+    let credit = |n| Credit { stream: 1, consumed: 0, limit: u64::MAX / 2 + n };
+    let say = |n| packet(Procedure::Credit, PacketType::Message, 0, Status::Ok, &credit(n));
+    (0..)
+        .take_while(|n| !stop.load(Ordering::Relaxed) && stream.write_all(&say(*n)).is_ok())
+        .for_each(|_| thread::yield_now());
+}
+
+#[test]
+fn one_that_was_given_up_has_no_turns_while_it_does_not_take_what_waits_for_it() {
+    let (reached, marks) = mpsc::channel();
+    let targets = Offer(move |_: &Request<'_>| {
+        Decision::Accept(Box::new(Endless::new(Pattern::new(1), 300_000, reached.clone())))
+    });
+    let (tell, told) = mpsc::channel();
+    let mut dispatcher = Dispatcher::new(move |report| drop(tell.send(report))).unwrap();
+    let listener = Listener::bind(&"tcp://127.0.0.1:0".parse().unwrap(), Permissions::default()).unwrap();
+    let address = listener.address().clone();
+    let config = Config { silence_limit: Duration::from_millis(500), ..Config::default() };
+    dispatcher.handle().listen(listener, SessionOptions { targets: Arc::new(targets), config, ..Default::default() });
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let peer = thread::spawn(move || {
+        let mut peer = Raw::narrow(&address);
+        peer.hello();
+        peer.open(1, "endless", u64::MAX / 4);
+        marks.recv_timeout(PATIENCE).unwrap();
+        say_on(peer.stream.try_clone().unwrap(), &stopped);
+        peer
+    });
+    let mut events = mio::Events::with_capacity(8);
+    let has_ended = |report| matches!(report, Report::SessionEnded { cause: Err(SessionError::Unread(_)), .. });
+    while !told.try_iter().any(has_ended) {
+        dispatcher.turn(&mut events, Some(PATIENCE)).unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let _reading_nothing = peer.join().unwrap();
+    dispatcher.handle().shutdown("the end");
+    let mut turns = 0;
+    while !dispatcher.is_over() {
+        dispatcher.turn(&mut events, Some(PATIENCE)).unwrap();
+        turns += 1;
+    }
+    assert!(turns < 100, "{turns} turns for nothing");
 }
 
 #[test]

@@ -16,13 +16,16 @@ use std::time::{Duration, Instant, SystemTime};
 use io_support::{Node, PATIENCE, Pattern, accept, patient, to_eof};
 use pki::{Authority, Leaf, Wanted};
 use rcgen::ExtendedKeyUsagePurpose;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tempfile::TempDir;
 use virbistream::io::{
     Address, Identity, Listener, Permissions, Relay, Report, SessionKey, SessionOptions, Socket, TlsClient,
     TlsConfigError, TlsError, TlsKeys, TlsServer, TlsStream, UnixTargets,
 };
 use virbistream::proto::{Config, SessionError, Side};
-use virbistream::wire::Open;
+use virbistream::wire::{Header, Open};
 
 fn keys(authority: &Authority, leaf: &Leaf) -> TlsKeys {
     TlsKeys::from_pem(authority.pem().as_bytes(), leaf.certificate.as_bytes(), leaf.key.as_bytes()).unwrap()
@@ -427,6 +430,63 @@ fn a_stream_moves_on_while_two_hundred_handshakes_hang_and_they_are_ended() {
     }
     let (client, server) = tunnel.carry();
     assert_carries(&client, &server, 1 << 20);
+}
+
+/// A client of rustls' own, with a certificate, whose handshake is over.
+fn client_without_us(far: &Far, authority: &Authority) -> (ClientConnection, TcpStream) {
+    let leaf = authority.client("other");
+    let certificate = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate(&authority.pem())).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let config = config.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+    let config = config.with_client_auth_cert(vec![certificate(&leaf.certificate)], key).unwrap();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let (mut connection, mut link) = (ClientConnection::new(Arc::new(config), name).unwrap(), far.dial());
+    while connection.is_handshaking() {
+        connection.complete_io(&mut link).unwrap();
+    }
+    (connection, link)
+}
+
+#[test]
+fn tls_own_messages_without_end_hold_no_other_session_up() {
+    let authority = Authority::new("authority");
+    let far = Far::with(&server_of(&authority), |options| options.config.hello_timeout = None);
+    let address = far.address.clone();
+    let tunnel = Tunnel::by(far, &address, &client_of(&authority));
+    let (mut here, mut there) = tunnel.carry();
+    let echo = thread::spawn(move || {
+        let mut byte = [0];
+        while there.read_exact(&mut byte).is_ok() {
+            there.write_all(&byte).unwrap();
+        }
+    });
+    let (mut connection, mut link) = client_without_us(&tunnel.far, &authority);
+    connection.set_buffer_limit(None);
+    // What makes it more than the messages that rustls lets pass in a row are bytes of a long packet.
+    let packet = Header { program: 1, version: 1, procedure: 1, kind: 2, serial: 0, status: 0 };
+    connection.writer().write_all(&packet.encode(1 << 20)).unwrap();
+    let mut flood = Vec::new();
+    while flood.len() < 24 << 20 {
+        (0..31).for_each(|_| connection.refresh_traffic_keys().unwrap());
+        connection.writer().write_all(&[7]).unwrap();
+        connection.write_tls(&mut flood).unwrap();
+    }
+    let begun = Instant::now();
+    let flooding = thread::spawn(move || link.write_all(&flood).unwrap());
+    let mut longest = Duration::ZERO;
+    while !flooding.is_finished() {
+        let asked = Instant::now();
+        here.write_all(&[1]).unwrap();
+        here.read_exact(&mut [0]).unwrap();
+        longest = longest.max(asked.elapsed());
+    }
+    flooding.join().unwrap();
+    assert!(longest < begun.elapsed() / 4, "{longest:?} of {:?}", begun.elapsed());
+    drop(here);
+    echo.join().unwrap();
 }
 
 #[test]

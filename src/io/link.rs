@@ -13,6 +13,9 @@ use super::pool::{Buffer, Pool};
 use super::socket::Socket;
 use super::tls::Tls;
 
+/// What a byte that is no plaintext costs: in a whole record there are few, but with messages of TLS' own comes a change of keys.
+const REST: usize = 16;
+
 pub(super) struct Link {
     socket: Socket,
     tls: Option<Box<Tls>>,
@@ -30,9 +33,21 @@ pub(super) struct Link {
 
 /// What reading gave.
 pub(super) enum Received {
-    Bytes(usize),
+    /// So many, none perhaps, which cost as much as `cost` bytes of a plain link.
+    Bytes {
+        len: usize,
+        cost: usize,
+    },
     Nothing,
     End,
+}
+
+/// What writing came to.
+pub(super) struct Written {
+    /// Bytes that were taken, over TLS to be encrypted.
+    pub(super) len: usize,
+    /// The peer has made room: for them, or for what was taken before.
+    pub(super) has_moved: bool,
 }
 
 impl Link {
@@ -87,17 +102,26 @@ impl Link {
             self.flush()?;
         }
         while self.can_read {
+            let plain = |read: io::Result<usize>| {
+                read.map(|len| if len == 0 { Received::End } else { Received::Bytes { len, cost: len } })
+            };
             let read = match (&mut self.tls, &mut self.descriptors) {
-                (Some(tls), _) => tls.read(&mut self.socket, buf),
-                (None, Some(descriptors)) => self.socket.read_with_descriptors(buf, descriptors),
-                (None, None) => self.socket.read(buf),
+                (Some(tls), _) => tls.read(&mut self.socket, buf).map(|taken| match taken.has_ended {
+                    true => Received::End,
+                    false => {
+                        let rest = taken.cost.saturating_sub(taken.plain);
+                        Received::Bytes { len: taken.plain, cost: taken.plain + REST * rest }
+                    }
+                }),
+                (None, Some(descriptors)) => plain(self.socket.read_with_descriptors(buf, descriptors)),
+                (None, None) => plain(self.socket.read(buf)),
             };
             match read {
-                Ok(0) => {
+                Ok(Received::End) => {
                     self.can_read = false;
                     return Ok(Received::End);
                 }
-                Ok(len) => return Ok(Received::Bytes(len)),
+                Ok(received) => return Ok(received),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.can_read = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -142,11 +166,10 @@ impl Link {
         self.can_write && self.is_open()
     }
 
-    /// Writes the buffer, or what is left of the one before. Gives how many bytes the socket took.
-    pub(super) fn write(&mut self, buffer: Option<Buffer>, pool: &mut Pool) -> io::Result<usize> {
-        self.flush()?;
-        let Some(mut out) = buffer.or_else(|| self.out.take()) else { return self.write_descriptor() };
-        let mut written = 0;
+    /// Writes the buffer, or what is left of the one before.
+    pub(super) fn write(&mut self, buffer: Option<Buffer>, pool: &mut Pool) -> io::Result<Written> {
+        let mut written = Written { len: 0, has_moved: self.flush()? };
+        let Some(mut out) = buffer.or_else(|| self.out.take()) else { return self.write_descriptor(written) };
         while self.can_write && !out.filled().is_empty() {
             let taken = match &mut self.tls {
                 Some(tls) => tls.write(&mut self.socket, out.filled()),
@@ -155,7 +178,7 @@ impl Link {
             match taken {
                 Ok(len) => {
                     out.advance(len);
-                    written += len;
+                    written.len += len;
                     // It was taken, and stands encrypted before the socket.
                     self.can_write = self.tls.as_ref().is_none_or(|tls| !tls.is_writing());
                 }
@@ -169,33 +192,36 @@ impl Link {
         }
         if !out.filled().is_empty() {
             self.out = Some(out);
+            written.has_moved |= written.len > 0;
             return Ok(written);
         }
         pool.give(out);
-        Ok(written + self.write_descriptor()?)
+        self.write_descriptor(written)
     }
 
-    /// Writes what TLS has encrypted.
-    fn flush(&mut self) -> io::Result<()> {
-        if let Some(tls) = self.tls.as_mut().filter(|tls| self.can_write && tls.is_writing()) {
-            self.can_write = tls.flush(&mut self.socket)?;
-        }
-        Ok(())
+    /// Writes what TLS has encrypted. True when the socket took some.
+    fn flush(&mut self) -> io::Result<bool> {
+        let Some(tls) = self.tls.as_mut().filter(|tls| self.can_write && tls.is_writing()) else { return Ok(false) };
+        let before = tls.waiting();
+        self.can_write = tls.flush(&mut self.socket)?;
+        Ok(tls.waiting() < before)
     }
 
-    fn write_descriptor(&mut self) -> io::Result<usize> {
+    /// Behind what was written.
+    fn write_descriptor(&mut self, mut written: Written) -> io::Result<Written> {
         while let Some((byte, descriptor)) = self.descriptor.as_ref().filter(|_| self.can_write) {
             match self.socket.write_with_descriptor(*byte, descriptor.as_fd()) {
                 Ok(()) => {
                     self.descriptor = None;
-                    return Ok(1);
+                    written.len += 1;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.can_write = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(0)
+        written.has_moved |= written.len > 0;
+        Ok(written)
     }
 
     pub(super) fn shutdown_write(&mut self) {

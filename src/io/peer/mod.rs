@@ -98,6 +98,8 @@ pub(super) struct Peer {
     refused_told: Option<Instant>,
     /// Since when what is on its way out waits for the link to take some of it.
     unread_since: Option<Instant>,
+    /// Since when the daemon behind us takes so little that the link of a session is not read.
+    daemon_full_since: Option<Instant>,
     /// Until when the limit of all sessions holds up what could be sent.
     limited_until: Option<Instant>,
     /// It is to be closed when libvirt's calls and streams are over.
@@ -178,6 +180,7 @@ impl Peer {
             refused_untold: 0,
             refused_told: None,
             unread_since: None,
+            daemon_full_since: None,
             limited_until: None,
             close_due: false,
             failed: false,
@@ -198,8 +201,8 @@ impl Peer {
             Phase::Flushing(deadline) | Phase::Lingering(deadline) => Some(deadline),
             Phase::Running | Phase::Gone => None,
         };
-        let unread = self.legacy.full_since().map(|since| self.unread_limit(since));
-        let legacy = self.legacy.deadline().into_iter().chain(unread);
+        let full = self.legacy.full_since().into_iter().chain(self.daemon_full_since);
+        let legacy = self.legacy.deadline().into_iter().chain(full.map(|since| self.unread_limit(since)));
         self.session
             .poll_timeout()
             .into_iter()
@@ -318,6 +321,10 @@ impl Peer {
         }
         if self.legacy.full_since().is_some_and(|since| self.unread_limit(since) <= now) {
             self.on_link_end("a legacy client calls on without reading the answers");
+            return;
+        }
+        if self.daemon_full_since.is_some_and(|since| self.unread_limit(since) <= now) {
+            self.on_link_end("the daemon behind this address takes nothing");
             return;
         }
         let unread = self.unread_since.filter(|since| self.unread_limit(*since) <= now);

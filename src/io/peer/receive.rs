@@ -61,10 +61,12 @@ impl Peer {
                 self.on_secured(cx);
             }
             let more = match received {
-                Ok(Received::Bytes(len)) => {
-                    budget = budget.saturating_sub(len);
+                Ok(Received::Bytes { len, cost }) => {
+                    budget = budget.saturating_sub(cost);
                     self.received += len as u64;
-                    self.on_bytes(cx, &scratch[..len]);
+                    if len > 0 {
+                        self.on_bytes(cx, &scratch[..len]);
+                    }
                     true
                 }
                 Ok(Received::Nothing) => false,

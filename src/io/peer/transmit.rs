@@ -30,8 +30,11 @@ impl Peer {
         }
         let sent = self.write(cx);
         // A client of libvirt's RPC alone may stop reading for as long as libvirt lets it.
-        let waits = self.stood && self.link.is_writing();
+        let waits = self.stood && !self.session.is_closed() && self.link.is_writing();
         self.unread_since = if waits { self.unread_since.or(Some(cx.now)) } else { None };
+        // Without a session the client alone waits, as it would with the daemon itself.
+        let is_full = self.stood && self.front.as_ref().is_some_and(Front::is_full);
+        self.daemon_full_since = if is_full { self.daemon_full_since.or(Some(cx.now)) } else { None };
         sent
     }
 
@@ -54,9 +57,9 @@ impl Peer {
             };
             match self.link.write(buffer, cx.pool) {
                 Ok(written) => {
-                    budget = budget.saturating_sub(written);
-                    self.sent += written as u64;
-                    if written > 0 {
+                    budget = budget.saturating_sub(written.len);
+                    self.sent += written.len as u64;
+                    if written.has_moved {
                         self.unread_since = None;
                         self.legacy.on_progress(cx.now);
                     }

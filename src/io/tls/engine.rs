@@ -97,6 +97,15 @@ impl Outgoing {
     }
 }
 
+/// What reading gave.
+pub(in crate::io) struct Taken {
+    pub(in crate::io) plain: usize,
+    /// Bytes that the socket gave for it.
+    pub(in crate::io) cost: usize,
+    /// The peer has ended, in order.
+    pub(in crate::io) has_ended: bool,
+}
+
 /// What one step of rustls' is to do, when it can.
 enum Wish<'a> {
     /// Put plaintext here.
@@ -170,17 +179,24 @@ impl Tls {
         !self.outgoing.is_empty()
     }
 
-    /// Reads what has come, goes on with the handshake, and gives plaintext: 0 bytes when the peer has ended in order. A buffer
-    /// has at least [`LEAST_ROOM`]; nothing is kept back that would fit into it.
+    /// How much of it, in bytes.
+    pub(in crate::io) fn waiting(&self) -> usize {
+        self.outgoing.waiting().len()
+    }
+
+    /// Reads what has come, goes on with the handshake, and gives plaintext. A buffer has at least [`LEAST_ROOM`]; nothing is kept back that
+    /// would fit into it.
     ///
-    /// Once there is nothing of either, `WouldBlock`, or whatever the socket says.
-    pub(in crate::io) fn read<S: Read + Write>(&mut self, socket: &mut S, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.take(socket, buf)? {
-                0 if !self.peer_ended => self.receive(socket, buf.len())?,
-                len => return Ok(len),
-            }
+    /// The socket is read once at most, since a peer can send for ever what is no plaintext: messages of TLS' own, empty records, padding.
+    /// Once there is nothing, `WouldBlock`, or whatever the socket says.
+    pub(in crate::io) fn read<S: Read + Write>(&mut self, socket: &mut S, buf: &mut [u8]) -> io::Result<Taken> {
+        let mut taken = Taken { plain: self.take(socket, buf)?, cost: 0, has_ended: false };
+        if taken.plain == 0 && !self.peer_ended {
+            taken.cost = self.receive(socket, buf.len())?;
+            taken.plain = self.take(socket, buf)?;
         }
+        taken.has_ended = taken.plain == 0 && self.peer_ended;
+        Ok(taken)
     }
 
     /// Goes on with the handshake until it is over. Gives plaintext that came with its end.
@@ -254,8 +270,8 @@ impl Tls {
         self.failure.get_or_insert(error).clone().into()
     }
 
-    /// Reads the socket once.
-    fn receive<S: Read>(&mut self, socket: &mut S, room: usize) -> io::Result<()> {
+    /// Reads the socket once, and gives how many bytes came.
+    fn receive<S: Read>(&mut self, socket: &mut S, room: usize) -> io::Result<usize> {
         // What is left of the last read: a part of a record, or of a handshake message.
         self.incoming.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
@@ -276,7 +292,7 @@ impl Tls {
         match (read, self.stage) {
             (0, Stage::Open) => Err(self.fail(TlsError::Truncated)),
             (0, _) => Err(self.fail(TlsError::HandshakeCut)),
-            _ => Ok(()),
+            _ => Ok(read),
         }
     }
 

@@ -84,9 +84,15 @@ impl<S: Read + Write> TlsStream<S> {
         if self.start == self.end {
             self.plain.resize(AHEAD, 0);
             (self.start, self.end) = (0, 0);
-            self.end = self.tls.read(&mut self.stream, &mut self.plain)?;
+            while self.end == 0 {
+                let taken = self.tls.read(&mut self.stream, &mut self.plain)?;
+                if taken.has_ended {
+                    return Ok(false);
+                }
+                self.end = taken.plain;
+            }
         }
-        Ok(self.start < self.end)
+        Ok(true)
     }
 }
 
