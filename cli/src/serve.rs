@@ -18,6 +18,9 @@ use crate::running::{Error, News, Running, bind, say_ready};
 /// Links without HELLO that any address or user may have.
 const HALF_OPEN_EACH: usize = 16;
 
+/// Links that any of those may make in a second.
+const PER_SECOND_EACH: u32 = 100;
+
 pub(crate) fn run(args: &ServeArgs, inherited: Inherited) -> Result<(), Error> {
     let settings = match &args.config {
         Some(path) => {
@@ -118,7 +121,7 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
         sessions: most,
         half_open: most,
         half_open_each: (most / 4).max(HALF_OPEN_EACH),
-        ..LinkLimits::default()
+        per_second_each: u32::try_from(most / 10).unwrap_or(u32::MAX).max(PER_SECOND_EACH),
     });
     let _metrics = running.metrics(settings.metrics.as_ref())?;
     let _control = running.control(settings.control.as_deref(), Some(tickets))?;
