@@ -323,7 +323,7 @@ mod tests {
     fn streams_that_are_refused_are_said_ten_times_and_then_once_a_second_for_each_session() {
         let mut told = Told::new();
         let sessions = [told.key(), told.key()];
-        sessions.map(|session| told.establish(session));
+        sessions.iter().for_each(|session| told.establish(*session));
         let relay = Relay::from(Socket::from_unix(UnixStream::pair().expect("a pair").0.into()).expect("a socket"));
         let stream = told.handle.open(sessions[0], Open::default(), Box::new(relay));
         told.lines.clear();

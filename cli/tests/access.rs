@@ -108,7 +108,7 @@ fn who_says_hello_and_calls_libvirtd_has_one_place_for_both() {
     let daemon = UnixListener::bind(scratch.join("daemon")).expect("a socket");
     let config = format!(
         "listen = ['unix:DIR/link']
-libvirt = 'DIR/daemon'
+libvirt = 'unix:DIR/daemon'
 [[allow]]
 uid = {}
 libvirt = true
