@@ -245,7 +245,7 @@ mod tests {
 
         /// The name of a session that there is not.
         fn key(&self) -> SessionKey {
-            let socket = Socket::from_unix(UnixStream::pair().expect("a pair").0.into()).expect("a socket");
+            let socket = Socket::from_unix(UnixStream::pair().expect("a pair").0).expect("a socket");
             self.handle.attach(socket, Side::Accepting, SessionOptions::default())
         }
 
@@ -324,7 +324,7 @@ mod tests {
         let mut told = Told::new();
         let sessions = [told.key(), told.key()];
         sessions.iter().for_each(|session| told.establish(*session));
-        let relay = Relay::from(Socket::from_unix(UnixStream::pair().expect("a pair").0.into()).expect("a socket"));
+        let relay = Relay::from(Socket::from_unix(UnixStream::pair().expect("a pair").0).expect("a socket"));
         let stream = told.handle.open(sessions[0], Open::default(), Box::new(relay));
         told.lines.clear();
         let refuse = |told: &mut Told, session, times| {
