@@ -127,11 +127,15 @@ sessions = 1
     let told = move |came: Result<Vec<u8>, CallError>| drop(answer.send(came));
     handle.call(session, ProcedureId::remote(2), Vec::new(), PATIENCE, told);
     // As libvirtd would: the header back as a reply.
-    let (mut end, _) = daemon.accept().expect("the call comes to the daemon");
-    let mut call = [0; 28];
-    end.read_exact(&mut call).expect("the call");
-    call[19] = 1;
-    end.write_all(&call).expect("the answer is taken");
+    std::thread::spawn(move || {
+        let (mut end, _) = daemon.accept().expect("the call comes to the daemon");
+        let mut call = [0; 28];
+        end.read_exact(&mut call).expect("the call");
+        call[19] = 1;
+        end.write_all(&call).expect("the answer is taken");
+        // Until the client goes.
+        let _ = end.read(&mut call);
+    });
     assert_eq!(answered.recv_timeout(PATIENCE).expect("an answer"), Ok(Vec::new()));
     handle.shutdown("the test is over");
 }
