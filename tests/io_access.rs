@@ -10,11 +10,13 @@ use std::time::Duration;
 use io_support::*;
 use parking_lot::Mutex;
 use virbistream::io::{
-    Access, Admission, Caller, Decision, Handle, Identity, Listener, NoTargets, Permissions, Permit, Request,
+    Access, Admission, Caller, Decision, Handle, Identity, Listener, NoTargets, Permissions, Permit, Report, Request,
     SessionOptions, Socket, Targets,
 };
 use virbistream::proto::{Config, SessionError, Side};
-use virbistream::wire::{EXT_TICKET, Extension, Open, PROGRAM, PacketType, RemoteError, Status, codes};
+use virbistream::wire::{
+    Close, EXT_TICKET, Extension, Open, PROGRAM, PacketType, Procedure, RemoteError, Status, close, codes,
+};
 
 /// What is asked of the judge, and what it says.
 type Judge = Box<dyn Fn(&Caller<'_>) -> Result<Admission, RemoteError> + Send + Sync>;
@@ -200,4 +202,58 @@ fn who_may_reach_the_daemon_is_asked_for_once_and_has_a_permit_until_its_link_en
     assert!(is_gone.try_recv().is_err(), "it is still in");
     drop((raw, daemon_end));
     is_gone.recv_timeout(PATIENCE).expect("the permit is given back");
+}
+
+#[test]
+fn who_may_not_reach_the_daemon_has_the_time_for_hello_from_the_denial_on_and_who_may_has_no_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("daemon");
+    let daemon = UnixListener::bind(&path).unwrap();
+    let mut node = Node::start();
+    let to_daemon = Box::new(|caller: &Caller<'_>| match caller.identity {
+        Identity::Local { .. } => Ok(admission()),
+        _ => Err(denied("no daemon for you")),
+    });
+    let access = Judged { hello: Box::new(|_| Ok(admission())), to_daemon };
+    let mut options =
+        SessionOptions { access: Some(Arc::new(access)), daemon: Some(path), ..SessionOptions::default() };
+    options.config.hello_timeout = Some(Duration::from_millis(300));
+    let address = format!("unix:{}", dir.path().join("link").display()).parse().unwrap();
+    node.handle.listen(Listener::bind(&address, Permissions::default()).unwrap(), options.clone());
+    let mut admitted = UnixStream::connect(dir.path().join("link")).unwrap();
+    admitted.write_all(&call(1)).unwrap();
+    let mut end = accept(&daemon);
+    let admitted_key = node.link_accepted();
+
+    let address = node.listen(options);
+    let (mut refused, _silent) = (Raw::connect(&address), Raw::connect(&address));
+    refused.say(&call(1));
+    refused.receive();
+    for _ in 0..2 {
+        let key = node.link_accepted();
+        assert!(matches!(node.session_ended(key), Err(SessionError::HelloTimeout(_))));
+    }
+    assert_eq!(refused.rest(), []);
+    assert_eq!(node.handle.counters().hello_timeouts, 2);
+
+    // It came first, and is silent for longer than they.
+    admitted.write_all(&call(2)).unwrap();
+    let mut came = [0; 56];
+    end.read_exact(&mut came).unwrap();
+    let ended = |report: &Report| matches!(report, Report::SessionEnded { session, .. } if *session == admitted_key);
+    assert!(!node.unasked().iter().any(ended));
+}
+
+#[test]
+fn a_permit_is_given_back_with_its_session_though_the_peer_keeps_the_link() {
+    let (gone, is_gone) = mpsc::channel();
+    let options = judged(move |_| Ok(Admission { permit: Some(Box::new(Tell(gone.clone()))), ..admission() }));
+    let mut node = Node::start();
+    let mut raw = Raw::connect(&node.listen(options));
+    raw.hello();
+    let key = node.link_accepted();
+    let done = Close { code: close::DONE, rule: 0, text: String::new() };
+    raw.send(Procedure::Close, PacketType::Message, 0, Status::Ok, &done);
+    assert_eq!(node.session_ended(key), Ok(()));
+    is_gone.try_recv().expect("the permit is given back before the end is told");
 }

@@ -216,12 +216,15 @@ fn descriptors_pass_both_ways(begin: impl FnOnce(&UnixStream)) {
 }
 
 #[test]
-fn descriptors_that_were_announced_and_do_not_come_end_the_link() {
+fn descriptors_that_were_announced_and_do_not_come_end_the_link_and_are_called_the_clients_fault() {
     for count in [1u32, 33, u32::MAX] {
-        let fronted = fronted();
+        let mut fronted = fronted();
         let mut client = Raw::connect(&fronted.address);
         client.say(&[with_descriptors(4, count), vec![0; 5]].concat());
         assert_eq!(client.rest(), [], "{count}");
+        let key = fronted.node.link_accepted();
+        let Err(SessionError::LinkLost(reason)) = fronted.node.session_ended(key) else { panic!("{count}") };
+        assert!(reason.starts_with("the client "), "{reason}");
     }
 }
 

@@ -314,3 +314,41 @@ fn calls_that_came_before_the_end_of_the_session_are_answered() {
     writing.join().unwrap();
     assert_eq!(far.session_ended(key), Ok(()));
 }
+
+#[test]
+fn arguments_of_calls_that_nobody_takes_are_not_kept() {
+    const LEN: usize = 4 << 20;
+    let far = Node::without_reports();
+    let address = far.listen(SessionOptions::default());
+    for kind in [PacketType::Call, PacketType::CallWithFds] {
+        let mut peer = Raw::connect(&address);
+        let status = Status::Ok.as_wire();
+        let header = Header { program: PROGRAM, version: 1, procedure: 9999, kind: kind.as_wire(), serial: 7, status };
+        let call = [&header.encode(LEN as u32)[..], &vec![0; LEN]].concat();
+        peer.say(&call[..LEN]);
+        // Not before the whole call is there, as libvirt does.
+        peer.stream.set_nonblocking(true).unwrap();
+        assert_eq!(peer.stream.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        peer.stream.set_nonblocking(false).unwrap();
+        peer.say(&call[LEN..]);
+        let (answer, _) = peer.receive();
+        let reply = PacketType::Reply.as_wire();
+        assert_eq!(answer, Header { kind: reply, status: Status::Error.as_wire(), ..header });
+        // And the next is understood.
+        expect_libvirts_answers(&mut peer);
+    }
+    let used = far.stop().bytes_max;
+    assert!(used < 2 << 20, "{used} bytes held for calls of {LEN}");
+}
+
+#[test]
+fn a_call_that_nobody_takes_must_not_announce_descriptors_either() {
+    let (mut far, address) = far();
+    let mut peer = Raw::connect(&address);
+    let (kind, status) = (PacketType::CallWithFds.as_wire(), Status::Ok.as_wire());
+    let header = Header { program: PROGRAM, version: 1, procedure: 9999, kind, serial: 7, status };
+    peer.say(&[&header.encode(8)[..], &1u32.to_be_bytes(), b"args"].concat());
+    assert_eq!(peer.rest(), []);
+    let key = far.link_accepted();
+    assert!(matches!(far.session_ended(key), Err(SessionError::LinkLost(_))));
+}

@@ -90,9 +90,32 @@ fn one_address_keeps_no_other_out() {
 }
 
 #[test]
+fn links_that_come_too_fast_are_closed_at_once_and_told_of() {
+    let mut node = Node::start();
+    node.handle.limit_links(LinkLimits { per_second_each: 1, ..LinkLimits::default() });
+    let address = node.listen(SessionOptions::default());
+    let mut speaking = Raw::connect(&address);
+    speaking.hello();
+    // Three are left of the burst, and one more comes each second.
+    let deadline = Instant::now() + PATIENCE;
+    while node.handle.counters().links_over_rate == 0 {
+        assert!(Instant::now() < deadline, "none is refused: {:?}", node.handle.counters());
+        drop(connect(&address));
+    }
+    assert_eq!(node.handle.counters().links_refused, 0);
+    node.wait("the refusal", |report| matches!(report, Report::LinksRefused { over_rate: 1.., .. }).then_some(()));
+    speaking.ping();
+}
+
+#[test]
 fn a_thousand_half_open_links_hold_up_no_stream() {
     let (mut near, mut far) = (Node::start(), Node::start());
-    far.handle.limit_links(LinkLimits { sessions: 10, half_open: 1000, half_open_each: 1000 });
+    far.handle.limit_links(LinkLimits {
+        sessions: 10,
+        half_open: 1000,
+        half_open_each: 1000,
+        per_second_each: u32::MAX,
+    });
     let mut options = SessionOptions::default();
     options.config.hello_timeout = None;
     options.targets = std::sync::Arc::new(Offer(|_: &Request<'_>| Decision::Accept(Custom::new().0.boxed())));

@@ -11,8 +11,8 @@ use std::time::Duration;
 use io_support::*;
 use mio::Registry;
 use virbistream::io::{
-    Attachment, Call, Decision, Handler, NoTargets, Procedure, Procedures, Relay, Report, Request, SessionKey,
-    SessionOptions, Socket,
+    Attachment, Call, Decision, Handler, Identity, NoTargets, Procedure, Procedures, Relay, Report, Request,
+    SessionKey, SessionOptions, Socket,
 };
 use virbistream::proto::{Config, Side, StreamError};
 use virbistream::rpc::{self, CallError, Direction, ProcedureId, StreamOptions};
@@ -180,6 +180,7 @@ fn calls_are_answered_at_once_or_later_from_any_thread() {
     let call = daemon.slow.recv_timeout(PATIENCE).unwrap();
     assert_eq!((call.procedure(), call.raw_arguments()), (SLOW, &b"slow"[..]));
     assert!(call.peer().starts_with("tcp://127.0.0.1:"));
+    assert_eq!(*call.identity(), Identity::Loopback);
     assert!(slow.try_recv().is_err());
     thread::spawn(move || call.answer_with(Ok(7u32))).join().unwrap();
     assert_eq!(slow.recv_timeout(PATIENCE).unwrap(), Ok(vec![0, 0, 0, 7]));

@@ -43,9 +43,13 @@ fn arguments_of_all_links_keep_to_one_budget_and_count_as_they_come() {
     assert_eq!(budget.taken(), 0);
     call(&mut one, 1, 60, 60);
     let waiting = called(&mut one).unwrap();
-    call(&mut other, 1, 50, 40);
-    assert_eq!(budget.taken(), 100);
-    other.handle_payload(&[0; 10], 0).unwrap();
+    assert_eq!(budget.taken(), 60);
+    // What is held for those to come counts, too: 32 bytes, for the 17 that came.
+    call(&mut other, 1, 50, 17);
+    assert_eq!(budget.taken(), 92);
+    other.handle_payload(&[0; 15], 18).unwrap();
+    assert_eq!(budget.taken(), 92);
+    other.handle_payload(&[0; 18], 0).unwrap();
     assert_eq!((called(&mut other), answer(&mut other)), (None, Some(codes::RESOURCE_BUSY)));
     assert_eq!(budget.taken(), 60);
     // Another is taken once there is room.

@@ -152,10 +152,11 @@ impl Desk {
 }
 
 /// What only rises, by its name, and what it is.
-pub(crate) fn counted(counters: &Counters) -> [(&'static str, &'static str, u64); 15] {
+pub(crate) fn counted(counters: &Counters) -> [(&'static str, &'static str, u64); 16] {
     [
         ("links_accepted", "Links accepted.", counters.links_accepted),
         ("links_refused", "Links closed at once, since there were too many.", counters.links_refused),
+        ("links_over_rate", "Links closed at once, since their origin made too many.", counters.links_over_rate),
         ("sessions_begun", "Sessions whose HELLO stood.", counters.sessions_begun),
         ("sessions_ended", "Sessions that are over, and links that never had one.", counters.sessions_ended),
         ("hello_timeouts", "Links whose HELLO did not come in time.", counters.hello_timeouts),

@@ -24,6 +24,7 @@ mod policy;
 mod probe;
 mod running;
 mod serve;
+mod sparing;
 mod status;
 mod stderr;
 mod ticket;

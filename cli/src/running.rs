@@ -81,8 +81,9 @@ impl Running {
         allow_descriptors();
         let (sender, news) = mpsc::channel();
         let reports = sender.clone();
+        let log = events::Log::new(loudness);
         let dispatchers = Dispatcher::several(threads, move |report| {
-            events::log(&report, loudness);
+            log.report(&report);
             let _ = reports.send(News::Report(report));
         })?;
         // There is one at least.

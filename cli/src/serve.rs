@@ -15,8 +15,11 @@ use crate::pki::Pki;
 use crate::policy::{Migrations, Offered, Policy, Rights, Rule, Tickets, Who, glob};
 use crate::running::{Error, News, Running, bind, say_ready};
 
-/// Links without HELLO that any address may have.
+/// Links without HELLO that any address or user may have.
 const HALF_OPEN_EACH: usize = 16;
+
+/// Links that any of those may make in a second.
+const PER_SECOND_EACH: u32 = 100;
 
 pub(crate) fn run(args: &ServeArgs, inherited: Inherited) -> Result<(), Error> {
     let settings = match &args.config {
@@ -91,11 +94,7 @@ pub(crate) fn check(path: &Path) -> Result<(), Error> {
 }
 
 fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
-    let Settings { listen, permissions, mut session, libvirt, .. } = settings;
-    if libvirt.is_some() {
-        // Clients of libvirt's need not know HELLO.
-        session.hello_timeout = None;
-    }
+    let Settings { listen, permissions, session, libvirt, .. } = settings;
     let anyone = settings.rules.iter().any(|rule| rule.who == Who::Anyone);
     let tickets = Arc::new(Tickets::default());
     let migrations = settings.migrations.zip(libvirt.as_ref()).map(|(base, libvirt)| migrations(&base, libvirt));
@@ -122,6 +121,7 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
         sessions: most,
         half_open: most,
         half_open_each: (most / 4).max(HALF_OPEN_EACH),
+        per_second_each: u32::try_from(most / 10).unwrap_or(u32::MAX).max(PER_SECOND_EACH),
     });
     let _metrics = running.metrics(settings.metrics.as_ref())?;
     let _control = running.control(settings.control.as_deref(), Some(tickets))?;

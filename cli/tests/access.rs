@@ -3,8 +3,11 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use support::echo::{accept_on, assert_echoes, assert_ends, connect, echo_on};
@@ -12,6 +15,9 @@ use support::libvirtd::Libvirtd;
 use support::process::{Process, Run};
 use support::tool::{ANY_PORT, assert_fails, forward, serve, tool};
 use support::{PATIENCE, Scratch, need_root, wait_for};
+use virbistream::io::{Dispatcher, SessionOptions, Socket};
+use virbistream::proto::Side;
+use virbistream::rpc::{CallError, ProcedureId};
 
 /// Nobody has this one.
 const NOBODY: u32 = 65_534;
@@ -94,6 +100,44 @@ sessions = 1
         });
         again.is_alive().then_some(())
     });
+}
+
+#[test]
+fn who_says_hello_and_calls_libvirtd_has_one_place_for_both() {
+    let scratch = Scratch::new();
+    let daemon = UnixListener::bind(scratch.join("daemon")).expect("a socket");
+    let config = format!(
+        "listen = ['unix:DIR/link']
+libvirt = 'unix:DIR/daemon'
+[[allow]]
+uid = {}
+libvirt = true
+sessions = 1
+",
+        uid()
+    );
+    let serve = configured(&scratch, &config).start();
+    serve.ready();
+    let dispatcher = Dispatcher::new(drop).expect("a dispatcher");
+    let handle = dispatcher.handle();
+    std::thread::spawn(move || dispatcher.run());
+    let socket = Socket::connect(&link(&scratch).parse().expect("an address"), PATIENCE).expect("a link");
+    let session = handle.attach(socket, Side::Connecting, SessionOptions::default());
+    let (answer, answered) = mpsc::channel();
+    let told = move |came: Result<Vec<u8>, CallError>| drop(answer.send(came));
+    handle.call(session, ProcedureId::remote(2), Vec::new(), PATIENCE, told);
+    // As libvirtd would: the header back as a reply.
+    std::thread::spawn(move || {
+        let (mut end, _) = daemon.accept().expect("the call comes to the daemon");
+        let mut call = [0; 28];
+        end.read_exact(&mut call).expect("the call");
+        call[19] = 1;
+        end.write_all(&call).expect("the answer is taken");
+        // Until the client goes.
+        let _ = end.read(&mut call);
+    });
+    assert_eq!(answered.recv_timeout(PATIENCE).expect("an answer"), Ok(Vec::new()));
+    handle.shutdown("the test is over");
 }
 
 #[test]

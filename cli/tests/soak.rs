@@ -210,5 +210,13 @@ fn thousands_of_short_sessions_many_ended_rudely_leave_nothing_behind() {
 
 /// `serve` that tells only of what goes wrong.
 fn serve_quietly(target: &str) -> Run {
-    tool().named("virbistream serve").args(["serve", "--listen", ANY_PORT, "--target", target])
+    tool().named("virbistream serve").args([
+        "serve",
+        "--listen",
+        ANY_PORT,
+        "--target",
+        target,
+        "--max-sessions",
+        "100000",
+    ])
 }

@@ -15,7 +15,8 @@ pub trait Access: Send + Sync {
     fn admit(&self, caller: &Caller<'_>) -> Result<Admission, RemoteError>;
 
     /// A client of libvirt's RPC wants to go to the daemon behind us ([`SessionOptions::daemon`](super::SessionOptions::daemon)),
-    /// before anything of it went there. The permit is dropped when its link ends.
+    /// before anything of it went there. The permit is dropped when its link or session ends;
+    /// one client may have both this and that of its [`Admission`].
     ///
     /// # Errors
     /// What all its calls are answered with instead.

@@ -7,7 +7,9 @@ use xdr_codec::{Pack, Unpack};
 
 use super::handle::{Command, Handle, SessionKey};
 use super::handler::Handler;
-use crate::rpc::{CallError, IncomingId, ProcedureId, Programs, StreamOptions, decode_arguments};
+use super::identity::Identity;
+use super::link::Link;
+use crate::rpc::{CallError, IncomingCall, IncomingId, ProcedureId, Programs, StreamOptions, decode_arguments};
 use crate::wire::{Reader, RemoteError, codes, domains};
 
 /// A procedure of a daemon's: called on the dispatcher's thread, so it must not block. The answer may come later, from any
@@ -35,6 +37,7 @@ pub struct Call {
     procedure: ProcedureId,
     arguments: Vec<u8>,
     peer: String,
+    identity: Identity,
     reply: Reply,
 }
 
@@ -59,9 +62,10 @@ impl fmt::Debug for Answer {
 }
 
 impl Call {
-    pub(super) fn new(handle: &Handle, session: SessionKey, peer: &str, call: crate::rpc::IncomingCall) -> Self {
+    pub(super) fn new(handle: &Handle, session: SessionKey, link: &Link, call: IncomingCall) -> Self {
         let reply = Reply { handle: handle.clone(), session, id: call.id, given: false };
-        Self { procedure: call.procedure, arguments: call.arguments, peer: peer.to_owned(), reply }
+        let (peer, identity) = (link.peer().to_owned(), link.identity().clone());
+        Self { procedure: call.procedure, arguments: call.arguments, peer, identity, reply }
     }
 
     /// What is called.
@@ -77,6 +81,11 @@ impl Call {
     /// Where the link comes from, as [`Socket::peer`](super::Socket::peer) says it.
     pub fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// Who calls, as far as the link's transport proves it.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// The arguments as they came.

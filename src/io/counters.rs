@@ -18,6 +18,8 @@ macro_rules! counters {
             pub half_open_now: u64,
             /// Links that were closed at once, since there were too many.
             pub links_refused: u64,
+            /// Links that were closed at once, since too many came in a second from where they came from.
+            pub links_over_rate: u64,
             $($(#[$doc])* pub $name: u64,)*
         }
 

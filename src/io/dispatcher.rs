@@ -14,7 +14,7 @@ use super::handle::{Command, Handle, Lane, ListenerKey, MakeHandler, SessionKey,
 use super::link::Link;
 use super::listener::Listener;
 use super::peer::{Context, Peer, Turn};
-use super::places::{Place as Seat, Places};
+use super::places::{Full, Place as Seat, Places};
 use super::pool::{BUFFER_LEN, Pool};
 use super::relay::Relay;
 use super::report::Report;
@@ -51,6 +51,8 @@ pub struct Dispatcher {
     listeners: HashMap<ListenerKey, Listening>,
     /// Links refused since that was told, and when it was.
     refused: u64,
+    /// Those of them that came too fast.
+    over_rate: u64,
     refused_told: Option<Instant>,
     /// No listeners any more; it ends with its last session.
     ending: bool,
@@ -177,6 +179,7 @@ impl Dispatcher {
             timers: BTreeSet::new(),
             listeners: HashMap::new(),
             refused: 0,
+            over_rate: 0,
             refused_told: None,
             ending: false,
         }
@@ -466,14 +469,15 @@ impl Dispatcher {
         }
     }
 
-    fn refuse_link(&mut self, socket: &Socket, now: Instant) {
+    fn refuse_link(&mut self, socket: &Socket, full: Full, now: Instant) {
         socket.abort_on_close();
         self.refused += 1;
+        self.over_rate += u64::from(full == Full::Rate);
         // A flood of connections is none of lines.
         if self.refused_told.is_none_or(|told| now.saturating_duration_since(told) >= REFUSED_TOLD) {
             self.refused_told = Some(now);
-            let count = std::mem::take(&mut self.refused);
-            (self.common.report)(Report::LinksRefused { peer: socket.peer().to_owned(), count });
+            let (count, over_rate) = (std::mem::take(&mut self.refused), std::mem::take(&mut self.over_rate));
+            (self.common.report)(Report::LinksRefused { peer: socket.peer().to_owned(), count, over_rate });
         }
     }
 
@@ -530,8 +534,9 @@ impl Dispatcher {
     fn on_accepted(&mut self, socket: Socket, role: Role, now: Instant) {
         match role {
             Role::Links(options) => {
-                let Some(place) = Places::enter(&self.common.handle.shared.places, socket.peer_ip()) else {
-                    return self.refuse_link(&socket, now);
+                let place = match Places::enter(&self.common.handle.shared.places, socket.origin(), now) {
+                    Ok(place) => place,
+                    Err(full) => return self.refuse_link(&socket, full, now),
                 };
                 let key = self.common.handle.next_session();
                 // Most often it is another's.

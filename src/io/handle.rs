@@ -60,13 +60,15 @@ pub struct SessionOptions {
     /// the `daemon`.
     pub access: Option<Arc<dyn Access>>,
     /// What a client of libvirt's RPC can call here, where we are the accepting side. A daemon whose clients need not know
-    /// BiStream sets `config.hello_timeout` to `None`.
+    /// BiStream sets `config.hello_timeout` to `None`. Whoever gets through the link's transport can call them, before HELLO and without it:
+    /// `access` does not judge that. A procedure that is not for everybody judges by [`Call::identity`](super::Call::identity).
     pub programs: Arc<Procedures>,
     /// Bytes that arguments of calls without an answer, and what waits in legacy streams for handlers of ours, may hold: in all sessions
     /// whose options are clones of these. A call or stream beyond is refused.
     pub call_budget: MemoryBudget,
     /// Where a daemon listens that gets all packets of libvirt's RPC that come, instead of `programs`: untouched and in order, over
-    /// a connection for each link, made with the first of them. `config.hello_timeout` had better be `None` then, too.
+    /// a connection for each link, made with the first of them. Who may reach it has no `config.hello_timeout` from then on, since such
+    /// clients need not know HELLO; who may not has that time once it is told so, or 10 s where it is `None`.
     pub daemon: Option<PathBuf>,
     /// A connecting side whose peer does not know BiStream keeps the link for calls, until `close`.
     pub keep_legacy: bool,

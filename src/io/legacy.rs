@@ -6,10 +6,11 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::call::{Answer, Call, OnAnswer, Procedures};
+use super::call::{Answer, Call, OnAnswer, Procedure, Procedures};
 use super::channel::{Channel, Opened};
 use super::handle::{OutgoingCall, SessionKey, SessionOptions, StreamKey};
 use super::handler::{Attachment, Handler, Waker};
+use super::link::Link;
 use super::peer::Context;
 use super::report::Report;
 use super::tokens::Place;
@@ -18,24 +19,44 @@ use crate::rpc::{
     self, CallError, CallId, Client, ClientEvent, Direction, IncomingCall, IncomingId, LegacyId, LegacyStream,
     LinkError, ProcedureId, STREAM_DATA_MAX, Server, ServerEvent, StreamEvent, StreamPiece,
 };
-use crate::wire::{HEADER_LEN, Header, RemoteError, codes, domains};
+use crate::wire::{HEADER_LEN, Header, PacketType, RemoteError, codes, domains};
 
 pub(super) struct Legacy {
     key: SessionKey,
     rpc: Rpc,
-    /// BiStream's own program: known, though nothing else of it may be.
-    program: (u32, u32),
-    programs: Arc<Procedures>,
+    pub(super) offer: Offer,
     channels: BTreeMap<LegacyId, Channel>,
     calls: BTreeMap<CallId, Waiting>,
     /// Since when so much waits to be sent that the link is not read, and none of it was taken.
     full_since: Option<Instant>,
     /// We were called: the peer is a client of libvirt's RPC, whether or not it will say HELLO.
     pub(super) is_called: bool,
+}
+
+/// What a client may call.
+pub(super) struct Offer {
+    /// BiStream's own program: known, though nothing else of it may be.
+    program: (u32, u32),
+    programs: Arc<Procedures>,
     /// What is under way ends, and no more calls are taken.
     pub(super) is_closing: bool,
     /// Why the client may not reach the daemon behind us: the answer to all its calls.
     pub(super) denied: Option<RemoteError>,
+}
+
+impl Offer {
+    /// Who takes a call.
+    fn find(&self, id: ProcedureId) -> Result<&Arc<dyn Procedure>, RemoteError> {
+        if let Some(denied) = &self.denied {
+            return Err(denied.clone());
+        }
+        if self.is_closing {
+            let text = "the connection is about to be closed";
+            return Err(RemoteError::new(codes::OPERATION_INVALID, domains::RPC, text));
+        }
+        let is_ours = (id.program, id.version) == self.program;
+        self.programs.find(id).map_err(|error| if is_ours { rpc::unknown_procedure(id) } else { error })
+    }
 }
 
 /// A call of ours.
@@ -96,33 +117,37 @@ impl Legacy {
         Self {
             key,
             rpc,
-            program,
-            programs: Arc::clone(&options.programs),
+            offer: Offer { program, programs: Arc::clone(&options.programs), is_closing: false, denied: None },
             channels: BTreeMap::new(),
             calls: BTreeMap::new(),
             full_since: None,
             is_called: false,
-            is_closing: false,
-            denied: None,
         }
     }
 
     pub(super) fn on_header(
         &mut self,
         cx: &mut Context<'_>,
-        peer: &str,
+        link: &Link,
         header: &Header,
         payload_len: u32,
     ) -> Result<(), LinkError> {
-        either!(&mut self.rpc, end => end.handle_header(header, payload_len))?;
-        self.on_events(cx, peer);
+        match &mut self.rpc {
+            Rpc::Daemon(server) => {
+                self.is_called |= matches!(header.packet_type(), Some(PacketType::Call | PacketType::CallWithFds));
+                let offer = &self.offer;
+                server.handle_header_judged(header, payload_len, |procedure| offer.find(procedure).map(drop))?;
+            }
+            Rpc::Client(client) => client.handle_header(header, payload_len)?,
+        }
+        self.on_events(cx, link);
         Ok(())
     }
 
     pub(super) fn on_payload(
         &mut self,
         cx: &mut Context<'_>,
-        peer: &str,
+        link: &Link,
         bytes: &[u8],
         remaining: u32,
     ) -> Result<(), LinkError> {
@@ -136,7 +161,7 @@ impl Legacy {
             };
             self.on_delivered(cx, id, delivered);
         }
-        self.on_events(cx, peer);
+        self.on_events(cx, link);
         Ok(())
     }
 
@@ -152,10 +177,10 @@ impl Legacy {
         }
     }
 
-    pub(super) fn on_time(&mut self, cx: &mut Context<'_>, peer: &str) {
+    pub(super) fn on_time(&mut self, cx: &mut Context<'_>, link: &Link) {
         if let Rpc::Client(client) = &mut self.rpc {
             client.handle_timeout(cx.now);
-            self.on_events(cx, peer);
+            self.on_events(cx, link);
         }
     }
 
@@ -205,10 +230,10 @@ impl Legacy {
         either!(&mut self.rpc, end => end.poll_grant()).is_some()
     }
 
-    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>, peer: &str, room: &mut [u8]) -> Option<usize> {
+    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>, link: &Link, room: &mut [u8]) -> Option<usize> {
         let id = either!(&mut self.rpc, end => end.poll_grant())?;
         let len = self.fill(cx, id, room);
-        self.on_events(cx, peer);
+        self.on_events(cx, link);
         Some(len)
     }
 
@@ -250,7 +275,7 @@ impl Legacy {
     pub(super) fn on_ready(
         &mut self,
         cx: &mut Context<'_>,
-        peer: &str,
+        link: &Link,
         id: LegacyId,
         event: Option<&mio::event::Event>,
     ) {
@@ -264,7 +289,7 @@ impl Legacy {
             let flushed = channel.flush();
             self.on_delivered(cx, id, flushed);
         }
-        self.on_events(cx, peer);
+        self.on_events(cx, link);
     }
 
     fn on_delivered(&mut self, cx: &mut Context<'_>, id: LegacyId, delivered: io::Result<u64>) {
@@ -298,11 +323,11 @@ impl Legacy {
         self.end_channel(cx, id, Err(rpc::StreamError::Handler(Box::new(told))));
     }
 
-    fn on_events(&mut self, cx: &mut Context<'_>, peer: &str) {
+    fn on_events(&mut self, cx: &mut Context<'_>, link: &Link) {
         self.look_whether_full(cx.now);
         while let Some(event) = self.rpc.poll_event() {
             match event {
-                Event::Called(call) => self.on_call(cx, peer, call),
+                Event::Called(call) => self.on_call(cx, link, call),
                 Event::Answered { call, answer } => self.on_answered(cx, call, answer),
                 Event::Message { procedure, body } => {
                     (cx.report)(Report::Message { session: self.key, procedure, body });
@@ -319,25 +344,13 @@ impl Legacy {
         }
     }
 
-    fn on_call(&mut self, cx: &mut Context<'_>, peer: &str, call: IncomingCall) {
-        let Rpc::Daemon(server) = &mut self.rpc else { return };
-        self.is_called = true;
-        if let Some(denied) = &self.denied {
-            return server.answer(call.id, Err(denied));
-        }
-        if self.is_closing {
-            let error =
-                RemoteError::new(codes::OPERATION_INVALID, domains::RPC, "the connection is about to be closed");
-            server.answer(call.id, Err(&error));
-            return;
-        }
-        match self.programs.find(call.procedure) {
-            Ok(procedure) => procedure.call(Call::new(cx.handle, self.key, peer, call)),
-            Err(error) => {
-                let ours = (call.procedure.program, call.procedure.version) == self.program;
-                let error = if ours { rpc::unknown_procedure(call.procedure) } else { error };
-                server.answer(call.id, Err(&error));
-            }
+    fn on_call(&mut self, cx: &mut Context<'_>, link: &Link, call: IncomingCall) {
+        let found = self.offer.find(call.procedure).cloned();
+        match (found, &mut self.rpc) {
+            (Ok(procedure), _) => procedure.call(Call::new(cx.handle, self.key, link, call)),
+            // The connection began to close since its header came.
+            (Err(error), Rpc::Daemon(server)) => server.answer(call.id, Err(&error)),
+            (Err(_), Rpc::Client(_)) => {}
         }
     }
 
@@ -456,9 +469,9 @@ impl Legacy {
     }
 
     /// The link is gone.
-    pub(super) fn end(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn end(&mut self, cx: &mut Context<'_>, link: &Link) {
         either!(&mut self.rpc, end => end.handle_link_lost());
-        self.on_events(cx, "");
+        self.on_events(cx, link);
     }
 }
 

@@ -15,13 +15,15 @@ pub enum Report {
         /// Where from.
         peer: String,
     },
-    /// Connections were closed at once, since there are as many links as [`Handle::limit_links`](super::Handle::limit_links) allows.
-    /// Told once a second at most.
+    /// Connections were closed at once, since there are as many links as [`Handle::limit_links`](super::Handle::limit_links) allows, or too
+    /// many came in a second. Told once a second at most.
     LinksRefused {
         /// Where the last one came from.
         peer: String,
         /// How many since this was told before.
         count: u64,
+        /// Those of them that came too fast from where they come from.
+        over_rate: u64,
     },
     /// The TLS handshake of a link is over, and each side has accepted the other.
     LinkSecured {

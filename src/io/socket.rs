@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -22,6 +22,7 @@ use socket2::SockRef;
 
 use super::address::Address;
 use super::identity::Identity;
+use super::places::Origin;
 use super::tls::Tls;
 #[cfg(feature = "tls")]
 use super::tls::TlsClient;
@@ -152,10 +153,11 @@ impl Socket {
     }
 
     /// The address at the other end, over IP, while there is a connection.
-    pub(super) fn peer_ip(&self) -> Option<IpAddr> {
+    /// Who shares one allowance of links; `None` for a UNIX socket that the kernel knows nothing of.
+    pub(super) fn origin(&self) -> Option<Origin> {
         match &self.kind {
-            Kind::Tcp(stream) => stream.peer_addr().ok().map(|peer| peer.ip()),
-            Kind::Unix(_) => None,
+            Kind::Tcp(stream) => stream.peer_addr().ok().map(|peer| peer.ip().into()),
+            Kind::Unix(stream) => socket_peercred(stream).ok().map(|peer| Origin::User(peer.uid.as_raw())),
         }
     }
 

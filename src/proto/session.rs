@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::allowance::Allowance;
-use super::config::Config;
+use super::config::{Config, LONGEST};
 use super::credit::Delivery;
 use super::error::{Misuse, OpenError, SessionError, StreamError};
 use super::event::Event;
@@ -309,6 +309,12 @@ impl Session {
     /// Ends the session at once, streams and all; `reason` is told to the peer.
     pub fn shutdown(&mut self, reason: &str) {
         self.end(Err(SessionError::Shutdown(reason.to_owned())), Some((close::SHUTDOWN, 0)));
+    }
+
+    /// HELLO may take so long from now on, where it has not come; `None` lets it take for ever. For a peer whose link has another use, too.
+    pub fn set_hello_timeout(&mut self, now: Instant, timeout: Option<Duration>) {
+        self.config.hello_timeout = timeout.map(|timeout| timeout.min(LONGEST));
+        self.hello_deadline = self.config.hello_timeout.map(|timeout| now + timeout);
     }
 
     /// Limits the data that we send to so many payload bytes a second, all streams together; `None` lifts the limit.

@@ -50,7 +50,10 @@ pub enum ServerEvent {
 #[derive(Debug)]
 enum Incoming {
     Nothing,
-    Call(Header, Vec<u8>),
+    /// With the bytes that its arguments hold, those that have room to come among them.
+    Call(Header, Vec<u8>, usize),
+    /// A call that nobody takes, its answer, and how much of its number of descriptors is still to come.
+    Refused(Header, RemoteError, usize),
     Stream(Arriving),
 }
 
@@ -58,11 +61,12 @@ enum Incoming {
 #[derive(Debug)]
 pub struct Server {
     incoming: Incoming,
+    /// With the bytes that their arguments hold.
     calls: BTreeMap<IncomingId, (Header, usize)>,
-    /// Bytes of their arguments.
+    /// All of them together.
     arguments: usize,
     budget: MemoryBudget,
-    /// The same, with what has come of the call that arrives, of the budget.
+    /// The same, with what the call that arrives holds, of the budget.
     share: Share,
     next: u64,
     streams: Streams,
@@ -102,13 +106,27 @@ impl Server {
     /// # Errors
     /// [`LinkError`]: close the link, as libvirt does; there is no answer.
     pub fn handle_header(&mut self, header: &Header, payload_len: u32) -> Result<(), LinkError> {
+        self.handle_header_judged(header, payload_len, |_| Ok(()))
+    }
+
+    /// The same, and a call is judged before anything of its arguments is kept: they are passed over where `judge` refuses it, and the error
+    /// is its answer once they have come.
+    ///
+    /// # Errors
+    /// As of `handle_header`.
+    pub fn handle_header_judged(
+        &mut self,
+        header: &Header,
+        payload_len: u32,
+        judge: impl FnOnce(ProcedureId) -> Result<(), RemoteError>,
+    ) -> Result<(), LinkError> {
         self.incoming = Incoming::Nothing;
         match header.packet_type() {
             Some(PacketType::Message) if header.program == KEEPALIVE => self.on_keepalive(header),
-            Some(PacketType::Call) => self.on_call(header, payload_len)?,
+            Some(PacketType::Call) => self.on_call(header, payload_len, judge)?,
             // The number of descriptors stands before the arguments; without it, it is none that libvirt could make.
             Some(PacketType::CallWithFds) if payload_len < 4 => return Err(LinkError::Descriptors),
-            Some(PacketType::CallWithFds) => self.on_call(header, payload_len)?,
+            Some(PacketType::CallWithFds) => self.on_call(header, payload_len, judge)?,
             Some(PacketType::Stream | PacketType::StreamHole) => {
                 let arriving = self.streams.on_header(header, payload_len, &mut self.outbox)?;
                 self.incoming = Incoming::Stream(arriving);
@@ -131,17 +149,31 @@ impl Server {
     ) -> Result<Option<(LegacyId, StreamPiece<'a>)>, LinkError> {
         Ok(match &mut self.incoming {
             Incoming::Nothing => None,
-            Incoming::Call(header, arguments) if !self.share.take(bytes.len() as u64) => {
-                let (header, came) = (*header, arguments.len());
-                self.incoming = Incoming::Nothing;
-                self.share.give(came as u64);
-                self.refuse(&header, &busy(domains::RPC, "the calls of all clients hold too much memory"));
-                None
-            }
-            Incoming::Call(_, arguments) => {
+            Incoming::Call(header, arguments, held) => {
+                let capacity = capacity_for(arguments.len() + bytes.len(), *held, remaining as usize);
+                if !self.share.take((capacity - *held) as u64) {
+                    let (header, held) = (*header, *held);
+                    self.incoming = Incoming::Nothing;
+                    self.share.give(held as u64);
+                    self.refuse(&header, &busy(domains::RPC, "the calls of all clients hold too much memory"));
+                    return Ok(None);
+                }
+                *held = capacity;
+                arguments.reserve_exact(capacity - arguments.len());
                 arguments.extend_from_slice(bytes);
                 if remaining == 0 {
                     self.call_is_whole()?;
+                }
+                None
+            }
+            Incoming::Refused(_, _, number) => {
+                let of_number = bytes.len().min(*number);
+                *number -= of_number;
+                if bytes.iter().take(of_number).any(|byte| *byte != 0) {
+                    return Err(LinkError::Descriptors);
+                }
+                if remaining == 0 {
+                    self.refused_is_whole();
                 }
                 None
             }
@@ -155,14 +187,25 @@ impl Server {
         }
     }
 
-    fn on_call(&mut self, header: &Header, payload_len: u32) -> Result<(), LinkError> {
+    fn on_call(
+        &mut self,
+        header: &Header,
+        payload_len: u32,
+        judge: impl FnOnce(ProcedureId) -> Result<(), RemoteError>,
+    ) -> Result<(), LinkError> {
         let length = payload_len as usize;
         if header.packet_status() != Some(Status::Ok) {
             self.refuse(header, &rpc_error(format!("Unexpected message status {}", header.status)));
         } else if self.calls.len() >= MAX_CALLS || self.arguments + length > MAX_ARGUMENTS {
             self.refuse(header, &busy(domains::RPC, "too many calls without an answer"));
+        } else if let Err(error) = judge(ProcedureId::of(header)) {
+            let has_number = header.packet_type() == Some(PacketType::CallWithFds);
+            self.incoming = Incoming::Refused(*header, error, if has_number { 4 } else { 0 });
+            if payload_len == 0 {
+                self.refused_is_whole();
+            }
         } else {
-            self.incoming = Incoming::Call(*header, Vec::new());
+            self.incoming = Incoming::Call(*header, Vec::new(), 0);
             if payload_len == 0 {
                 self.call_is_whole()?;
             }
@@ -170,21 +213,29 @@ impl Server {
         Ok(())
     }
 
+    fn refused_is_whole(&mut self) {
+        let Incoming::Refused(mut header, error, _) = std::mem::replace(&mut self.incoming, Incoming::Nothing) else {
+            return;
+        };
+        header.kind = PacketType::Call.as_wire();
+        self.refuse(&header, &error);
+    }
+
     fn call_is_whole(&mut self) -> Result<(), LinkError> {
-        let Incoming::Call(mut header, mut arguments) = std::mem::replace(&mut self.incoming, Incoming::Nothing) else {
+        let incoming = std::mem::replace(&mut self.incoming, Incoming::Nothing);
+        let Incoming::Call(mut header, mut arguments, held) = incoming else {
             return Ok(());
         };
         if header.packet_type() == Some(PacketType::CallWithFds) {
             if arguments.drain(..4).any(|byte| byte != 0) {
                 return Err(LinkError::Descriptors);
             }
-            self.share.give(4);
             header.kind = PacketType::Call.as_wire();
         }
         let id = IncomingId(self.next);
         self.next += 1;
-        self.arguments += arguments.len();
-        self.calls.insert(id, (header, arguments.len()));
+        self.arguments += held;
+        self.calls.insert(id, (header, held));
         let procedure = ProcedureId::of(&header);
         self.events.push_back(ServerEvent::Call(IncomingCall { id, procedure, arguments }));
         Ok(())
@@ -314,6 +365,11 @@ impl Server {
         self.outbox = Outbox::default();
         self.streams.lose();
     }
+}
+
+/// What arguments hold once `len` bytes of them have come: by doubling, room for some of those to come, but never for more.
+fn capacity_for(len: usize, held: usize, to_come: usize) -> usize {
+    if len <= held { held } else { len.max(2 * held).min(len + to_come) }
 }
 
 fn busy(domain: i32, text: &str) -> RemoteError {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use virbistream::io::{Access, Admission, Caller, Decision, Identity, Permit, Request, Targets};
+use virbistream::io::{Access, Admission, Caller, Decision, Identity, Permit, Request, SessionKey, Targets};
 use virbistream::wire::{EXT_TICKET, RemoteError, codes, domains};
 
 use crate::migrate::Name;
@@ -51,11 +51,11 @@ impl Policy {
         rule.ok_or_else(|| failed(format!("no rule here lets {identity} in")))
     }
 
-    fn place(&self, rule: &Rule, identity: &Identity) -> Result<Permit, RemoteError> {
+    fn place(&self, rule: &Rule, caller: &Caller<'_>) -> Result<Permit, RemoteError> {
         let Some(most) = rule.rights.sessions else { return Ok(None) };
-        match Sessions::take(&self.sessions, identity, most) {
+        match Sessions::take(&self.sessions, caller, most) {
             Some(place) => Ok(Some(Box::new(place))),
-            None => Err(busy(format!("{identity} has as many sessions as it may: {most}"))),
+            None => Err(busy(format!("{} has as many sessions as it may: {most}", caller.identity))),
         }
     }
 
@@ -92,7 +92,7 @@ impl Access for Policy {
             return self.admit_bearer(caller.identity, &ticket.value);
         }
         let rule = self.rule(caller.identity)?;
-        let permit = self.place(rule, caller.identity)?;
+        let permit = self.place(rule, caller)?;
         Ok(self.admission(rule.rights.clone(), permit))
     }
 
@@ -103,7 +103,7 @@ impl Access for Policy {
         }
         let rule = self.rule(caller.identity)?;
         match rule.rights.daemon {
-            true => self.place(rule, caller.identity),
+            true => self.place(rule, caller),
             false => Err(failed(format!("no rule here lets {} reach libvirtd", caller.identity))),
         }
     }
@@ -146,36 +146,44 @@ impl Targets for Allowed {
     }
 }
 
-/// How many sessions each has.
+/// The sessions of each, with how many places of each are held: one that calls libvirtd, too, has two.
 #[derive(Debug, Default)]
-struct Sessions(Mutex<BTreeMap<String, u32>>);
+struct Sessions(Mutex<BTreeMap<String, BTreeMap<SessionKey, u32>>>);
 
 /// One of them, until it is dropped.
 struct Place {
     sessions: Arc<Sessions>,
     who: String,
+    session: SessionKey,
 }
 
 impl Sessions {
-    fn take(sessions: &Arc<Self>, identity: &Identity, most: u32) -> Option<Place> {
-        let who = identity.to_string();
-        let mut counts = sessions.0.lock();
-        if counts.get(&who).copied().unwrap_or(0) >= most {
-            return None;
+    fn take(sessions: &Arc<Self>, caller: &Caller<'_>, most: u32) -> Option<Place> {
+        let (who, session) = (caller.identity.to_string(), caller.session);
+        let mut all = sessions.0.lock();
+        let theirs = all.entry(who.clone()).or_default();
+        let is_room = theirs.contains_key(&session) || theirs.len() < most as usize;
+        if is_room {
+            *theirs.entry(session).or_default() += 1;
+        } else if theirs.is_empty() {
+            all.remove(&who);
         }
-        *counts.entry(who.clone()).or_default() += 1;
-        Some(Place { sessions: Arc::clone(sessions), who })
+        is_room.then(|| Place { sessions: Arc::clone(sessions), who, session })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.sessions.0.lock();
-        if let Some(count) = counts.get_mut(&self.who) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.who);
+        let mut all = self.sessions.0.lock();
+        let Some(theirs) = all.get_mut(&self.who) else { return };
+        if let Some(places) = theirs.get_mut(&self.session) {
+            *places -= 1;
+            if *places == 0 {
+                theirs.remove(&self.session);
             }
+        }
+        if theirs.is_empty() {
+            all.remove(&self.who);
         }
     }
 }

@@ -36,8 +36,8 @@ const REFUSED_TOLD: Duration = Duration::from_secs(1);
 /// How long a link outlives its session, so that the peer gets our last packet before the socket is closed.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How long a TLS handshake may take where HELLO may take for ever.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Where HELLO may take for ever, how long a TLS handshake may, and who may not reach the daemon behind us.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a peer needs of its dispatcher, for the length of a call.
 pub(super) struct Context<'a> {
@@ -110,7 +110,7 @@ pub(super) struct Peer {
     daemon_judged: bool,
     /// Its place among those who connected to our listeners.
     seat: Option<Seat>,
-    /// Held as long as the peer is in: for its session, and for the daemon.
+    /// Held until its session ends: for that, and for the daemon.
     permits: [Permit; 2],
 }
 
@@ -155,7 +155,7 @@ impl Peer {
             Side::Connecting => Session::connect(config, now),
             Side::Accepting => Session::accept(config, now),
         };
-        let patience = options.config.hello_timeout.unwrap_or(HANDSHAKE);
+        let patience = options.config.hello_timeout.unwrap_or(PATIENCE);
         Self {
             key,
             session,
@@ -226,7 +226,7 @@ impl Peer {
 
     /// The same of a legacy stream's handler, by an event or because it asks.
     pub(super) fn on_legacy(&mut self, cx: &mut Context<'_>, id: LegacyId, event: Option<&mio::event::Event>) {
-        self.legacy.on_ready(cx, self.link.peer(), id, event);
+        self.legacy.on_ready(cx, &self.link, id, event);
     }
 
     /// A daemon of ours answers a call.
@@ -250,7 +250,7 @@ impl Peer {
         self.limited_until = None;
         let received = self.receive(cx);
         self.on_time(cx.now);
-        self.legacy.on_time(cx, self.link.peer());
+        self.legacy.on_time(cx, &self.link);
         self.on_events(cx);
         self.dial_again(cx);
         let sent = self.transmit(cx) | self.end_with_daemon() | self.close_if_idle();
@@ -344,7 +344,7 @@ impl Peer {
     /// Lets it end by agreement, once libvirt's calls and streams on the link are over.
     pub(super) fn close(&mut self) {
         self.close_due = true;
-        self.legacy.is_closing = true;
+        self.legacy.offer.is_closing = true;
         self.close_if_idle();
     }
 
@@ -444,6 +444,8 @@ impl Peer {
                 Event::Closed(cause) => {
                     self.failed = cause.is_err();
                     let cause = cause.or_else(|error| if self.is_legacy_end(&error) { Ok(()) } else { Err(error) });
+                    // Not with the link, which waits for the peer to read its last packet.
+                    self.permits = [None, None];
                     (cx.report)(Report::SessionEnded { session: self.key, cause });
                 }
             }
@@ -492,7 +494,7 @@ impl Peer {
 
     /// Takes it apart; its session has ended.
     pub(super) fn dispose(mut self, cx: &mut Context<'_>) {
-        self.legacy.end(cx);
+        self.legacy.end(cx, &self.link);
         if let Some(front) = self.front.take() {
             cx.tokens.remove(front.token);
             front.close(cx.registry);

@@ -1,8 +1,9 @@
 //! What the link brings: to the session, to libvirt's RPC, or to the daemon behind us.
 
 use std::io::{self, IoSlice};
+use std::time::Instant;
 
-use super::{Context, Peer, Phase, TURN};
+use super::{Context, PATIENCE, Peer, Phase, TURN};
 use crate::io::front::{Front, Passing};
 use crate::io::link::Received;
 use crate::io::places::Place as Seat;
@@ -146,11 +147,12 @@ impl Peer {
             }
             let before = input.len();
             match self.decoder.decode(&mut input) {
-                Ok(Some(piece)) if self.is_passed_on(&piece) => {
+                Ok(Some(piece)) if self.is_passed_on(cx.now, &piece) => {
                     let begun_before = passing.add(&piece, before - input.len(), read.len() - input.len());
                     begun_before.into_iter().for_each(|header| self.pass_on(cx, &header));
-                    let seen = self.following.see(&piece);
-                    self.on_daemon(seen);
+                    if let Err(error) = self.following.see(&piece) {
+                        self.end_front(&format!("the client sent {error}"));
+                    }
                 }
                 Ok(Some(piece)) => {
                     self.pass_on(cx, passing.take(read));
@@ -193,24 +195,30 @@ impl Peer {
         self.on_daemon(passed);
     }
 
-    pub(super) fn is_passed_on(&mut self, piece: &Piece<'_>) -> bool {
+    fn is_passed_on(&mut self, now: Instant, piece: &Piece<'_>) -> bool {
         if let Piece::Header { header, .. } = piece {
             self.ours = self.session.owns(header);
         }
-        !self.ours && self.options.daemon.is_some() && self.may_reach_daemon()
+        !self.ours && self.options.daemon.is_some() && self.may_reach_daemon(now)
     }
 
     /// Asked once, before anything goes there. Who may not has all its calls answered with the reason.
-    fn may_reach_daemon(&mut self) -> bool {
-        if !std::mem::replace(&mut self.daemon_judged, true)
-            && let Some(access) = &self.options.access
-        {
-            match access.admit_to_daemon(&self.caller(&[])) {
-                Ok(permit) => self.permits[1] = permit,
-                Err(error) => self.legacy.denied = Some(error),
+    fn may_reach_daemon(&mut self, now: Instant) -> bool {
+        if !std::mem::replace(&mut self.daemon_judged, true) {
+            let judged = self.options.access.as_ref().map(|access| access.admit_to_daemon(&self.caller(&[])));
+            // It need not know HELLO, and may be silent for as long as the daemon lets it.
+            let mut timeout = None;
+            match judged {
+                Some(Ok(permit)) => self.permits[1] = permit,
+                Some(Err(error)) => {
+                    self.legacy.offer.denied = Some(error);
+                    timeout = Some(self.options.config.hello_timeout.unwrap_or(PATIENCE));
+                }
+                None => {}
             }
+            self.session.set_hello_timeout(now, timeout);
         }
-        self.legacy.denied.is_none()
+        self.legacy.offer.denied.is_none()
     }
 
     /// Bytes of the client's for the daemon behind us.
@@ -225,14 +233,18 @@ impl Peer {
     /// What came of dealing with the daemon behind us. Without it the client's link has no purpose; a BiStream peer is told.
     pub(super) fn on_daemon(&mut self, result: io::Result<()>) {
         let Err(error) = result else { return };
-        let reason = format!("the daemon behind this address: {error}");
+        self.end_front(&format!("the daemon behind this address: {error}"));
+    }
+
+    /// Nothing more passes between the client and the daemon behind us.
+    fn end_front(&mut self, reason: &str) {
         if let Some(front) = &mut self.front {
             front.break_off();
         }
         if self.stood {
-            self.session.shutdown(&reason);
+            self.session.shutdown(reason);
         } else {
-            self.on_link_end(&reason);
+            self.on_link_end(reason);
         }
     }
 
@@ -261,7 +273,7 @@ impl Peer {
                 if self.ours {
                     self.session.handle_header(cx.now, &header, payload_len)?;
                 } else {
-                    let taken = self.legacy.on_header(cx, self.link.peer(), &header, payload_len);
+                    let taken = self.legacy.on_header(cx, &self.link, &header, payload_len);
                     self.on_legacy_taken(taken);
                 }
             }
@@ -274,7 +286,7 @@ impl Peer {
                 }
             }
             Piece::Payload { bytes, remaining } => {
-                let taken = self.legacy.on_payload(cx, self.link.peer(), bytes, remaining);
+                let taken = self.legacy.on_payload(cx, &self.link, bytes, remaining);
                 self.on_legacy_taken(taken);
             }
         }

@@ -135,7 +135,7 @@ impl Peer {
     fn fill_from(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer, room: usize) -> bool {
         let grant = if self.legacy_next { None } else { self.session.poll_grant() };
         if grant.is_none()
-            && let Some(len) = self.legacy.poll_data(cx, self.link.peer(), &mut buffer.spare()[..room])
+            && let Some(len) = self.legacy.poll_data(cx, &self.link, &mut buffer.spare()[..room])
         {
             buffer.extend(len);
             self.legacy_next = false;
