@@ -96,7 +96,7 @@ fn migrate(
         }
         Err(error) => error.to_string(),
     };
-    let guest = guest(source, &domain.uuid);
+    let guest = guest(source, tunnel, &domain.uuid);
     Err(match tunnel.lost() {
         _ if cancelling.is_asked => Failure::Cancelled(guest),
         Some(lost) => Failure::Lost { why: lost.to_owned(), guest },
@@ -121,18 +121,24 @@ fn words(tunnel: &Tunnel, domain: &Domain, args: &MigrateArgs) -> Vec<String> {
     words
 }
 
-/// Whether the operator wants it to end, and since when libvirt knows.
+/// Whether the operator wants it to end, and how libvirt is told.
 #[derive(Debug, Default)]
 struct Cancelling {
     is_asked: bool,
-    told: Option<Instant>,
+    telling: Option<(Asked, Instant)>,
 }
 
 impl Cancelling {
-    /// There may be no job yet, and one that begins may forget it: libvirt is told until it has ended.
+    /// There may be no job yet, and one that begins may forget it: libvirt is told until it has ended. Nobody waits for its answer, which a
+    /// libvirt that hangs does not give.
     fn tell(&mut self, source: &Virsh, domain: &Domain) {
-        if self.told.is_none_or(|told| told.elapsed() >= RETELL) && source.ask(&["domjobabort", &domain.uuid]).is_ok() {
-            self.told = Some(Instant::now());
+        let is_due = self.telling.as_mut().is_none_or(|(asked, since)| {
+            let is_told = !matches!(asked.answer(), Ok(None));
+            since.elapsed() >= if is_told { RETELL } else { NOTICE }
+        });
+        if is_due {
+            let asked = source.start(&["domjobabort", &domain.uuid]);
+            self.telling = asked.ok().map(|asked| (asked, Instant::now()));
         }
     }
 }
@@ -150,7 +156,11 @@ fn watch(
     let mut lost_since: Option<Instant> = None;
     let mut shown = None;
     loop {
-        if tunnel.wait(LOOK) && !cancelling.is_asked {
+        if tunnel.wait(LOOK) {
+            if cancelling.is_asked {
+                let why = "libvirt was told to end it, and nobody waits any more for it to do so";
+                return Err(Failure::Cancelled(Guest::Unknown(why.into())));
+            }
             match is_postcopy(source, &domain.uuid) {
                 true => said.note(
                     "the guest runs at the destination and its memory follows: it cannot be cancelled any more, and goes on",
@@ -180,8 +190,40 @@ fn is_postcopy(source: &Virsh, domain: &str) -> bool {
     source.ask(&["domstate", domain, "--reason"]).is_ok_and(|state| state.contains("post-copy"))
 }
 
-/// Where the guest is, when it has not moved.
-fn guest(source: &Virsh, domain: &str) -> Guest {
+/// Where the guest is, when virsh says that it has not moved. That is no news of the destination, which may run it though its last word was
+/// lost: libvirt lets it go on at the source, too, then.
+fn guest(source: &Virsh, tunnel: &Tunnel, domain: &str) -> Guest {
+    let here = guest_here(source, domain);
+    match here {
+        Guest::Here(state) if tunnel.has_memory() => match there(tunnel, domain) {
+            Ok(None) => Guest::Here(state),
+            Ok(Some(there)) => Guest::Unknown(format!("it is {state} at the source, and {there} at the destination")),
+            Err(why) => Guest::Unknown(format!(
+                "it is {state} at the source, and may run at the destination, too, which does not say: {why}"
+            )),
+        },
+        other => other,
+    }
+}
+
+/// What the guest is at the destination; nothing where it is not.
+fn there(tunnel: &Tunnel, domain: &str) -> Result<Option<String>, String> {
+    if let Some(lost) = tunnel.lost() {
+        return Err(lost.to_owned());
+    }
+    match tunnel.virsh().ask(&["domstate", domain]) {
+        Ok(state) => Ok(Some(state).filter(|state| state != "shut off")),
+        Err(VirshError::Failed(why)) if is_unknown_domain(&why) => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// In virsh's own words, which LC_ALL=C keeps as they are.
+fn is_unknown_domain(why: &str) -> bool {
+    why.contains("failed to get domain") || why.contains("Domain not found")
+}
+
+fn guest_here(source: &Virsh, domain: &str) -> Guest {
     let Ok(said) = source.ask(&["domstate", domain, "--reason"]) else {
         return Guest::Unknown("the source's libvirtd does not say".into());
     };

@@ -45,6 +45,8 @@ pub(super) struct Tunnel {
     hold: Arc<Mutex<Hold>>,
     pub(super) passing: Passing,
     lost: Option<String>,
+    /// A stream of the memory has ended in order: the destination may have all that it takes to run the guest.
+    has_memory: bool,
     /// Its event loop is over.
     is_over: bool,
 }
@@ -73,7 +75,9 @@ impl Tunnel {
         let peer = connect(&running, args)?;
         let (hold, passing) = (Arc::default(), Passing::default());
         match prepare(&running, peer.session, (args, sockets), &hold, &passing) {
-            Ok(place) => Ok(Self { running, peer, place, hold, passing, lost: None, is_over: false }),
+            Ok(place) => {
+                Ok(Self { running, peer, place, hold, passing, lost: None, has_memory: false, is_over: false })
+            }
             Err(failure) => {
                 end(running, &hold);
                 Err(failure)
@@ -109,6 +113,9 @@ impl Tunnel {
                 News::Report(Report::SessionEnded { session, cause }) if session == self.peer.session => {
                     self.lost = Some(cause.map_or_else(|cause| cause.to_string(), |()| "the peer closed it".into()));
                 }
+                News::Report(Report::StreamEnded { target, cause: Ok(()), .. }) => {
+                    self.has_memory |= Name::parse(&target).is_some_and(|name| name.part == Part::Memory);
+                }
                 News::Ended(ended) => {
                     self.is_over = true;
                     self.lost.get_or_insert(ended.map_or_else(|error| error.to_string(), |()| "it has ended".into()));
@@ -116,6 +123,11 @@ impl Tunnel {
                 News::Report(_) | News::Connected(_) | News::Hangup => {}
             }
         }
+    }
+
+    /// Whether the destination may have all of the guest.
+    pub(super) fn has_memory(&self) -> bool {
+        self.has_memory
     }
 
     /// Why the session is over, if it is.
@@ -155,10 +167,13 @@ fn prepare(
         io::ErrorKind::AlreadyExists => Failure::Checks("source and destination are the same host".into()),
         _ => local(&path, &error),
     })?;
-    let permissions = Permissions { mode: sockets.mode.or(Some(0o600)), ..sockets };
+    let qemus = Permissions { mode: sockets.mode.or(Some(0o600)), ..sockets };
+    // Whoever opens it is root at the destination: never QEMU, which a guest may have broken into.
+    let ours = Permissions { mode: Some(0o600), ..Permissions::default() };
     for (part, priority, kind) in
         [(Part::Libvirt, 0, kind::CONTROL), (Part::Memory, 1, kind::MEMORY), (Part::Disks, 2, kind::DISK)]
     {
+        let permissions = if part == Part::Libvirt { ours } else { qemus };
         let listener = bind(&Address::Unix(path.join(part.socket())), permissions, None)?;
         let open = Open { target: Name { migration, part }.to_string(), kind, priority, ..Open::default() };
         let (disks, passing) = (running.disks().clone(), passing.clone());
