@@ -12,6 +12,7 @@ use virbistream::io::{Address, Permissions};
 use virbistream::proto::{Config, MemoryBudget};
 use virbistream::wire::PRIORITY_MAX;
 
+use crate::config::is_open;
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
 use crate::help;
@@ -141,7 +142,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DN")]
     pub(crate) allow_dn: Vec<String>,
     /// Let everybody who reaches a plain TCP address have the targets, from other hosts too: nothing proves who they are, and nothing
-    /// that passes is hidden. Without it such addresses are of the loopback
+    /// that passes is hidden. Without it such addresses are of the loopback. Who comes over tls:// needs --allow-dn all the same
     #[arg(long)]
     pub(crate) insecure_tcp: bool,
     /// A UNIX socket on which the user that runs serve can ask for tickets, see what runs and limit it
@@ -151,8 +152,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ADDRESS", value_parser = parse_metrics)]
     pub(crate) metrics: Option<Address>,
     /// Peers that may have a session at once; as many more may be on their way to one
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    pub(crate) max_sessions: usize,
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = value_parser!(u32).range(1..))]
+    pub(crate) max_sessions: u32,
     /// Threads that share the sessions; as many as the machine has cores, if this is not given
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -342,6 +343,7 @@ impl ForwardArgs {
 impl ServeArgs {
     fn check(&self) -> Result<(), String> {
         self.check_libvirt()?;
+        self.check_insecure_tcp()?;
         let is_tls = self.listen.iter().any(|listen| listen.kind() == Kind::Tls);
         self.pki.check(is_tls)?;
         match is_tls {
@@ -351,6 +353,18 @@ impl ServeArgs {
             ),
             false if !self.allow_dn.is_empty() => Err("--allow-dn goes with a tls:// address".into()),
             _ => self.session.check(),
+        }
+    }
+
+    /// Said of nothing, it was meant for something else. What systemd's sockets are is known only later.
+    fn check_insecure_tcp(&self) -> Result<(), String> {
+        let is_open = |listen: &Listen| match listen.address() {
+            Some(address) => is_open(address),
+            None => listen.kind() == Kind::Tcp,
+        };
+        match self.insecure_tcp && !self.listen.iter().any(is_open) {
+            true => Err("--insecure-tcp goes with a tcp:// address beyond the loopback: leave it out".into()),
+            false => Ok(()),
         }
     }
 

@@ -6,24 +6,21 @@ use std::sync::Arc;
 use virbistream::io::{Address, LinkLimits, Listener, Permissions, SessionOptions, TlsServer};
 
 use crate::args::ServeArgs;
-use crate::config::{MigrationSettings, Mistake, Settings, is_open, open, threads};
+use crate::config::{FRONT_MODE, MigrationSettings, Mistake, Settings, is_open, open, threads};
 use crate::events::Loudness;
 use crate::inherited::Inherited;
 use crate::listen::{Kind, Listen};
 use crate::notify;
 use crate::pki::Pki;
-use crate::policy::{Migrations, Offered, Policy, Rights, Rule, Tickets, Who, glob};
+use crate::policy::{Migrations, Offered, Policy, Rights, Rule, Who, glob};
 use crate::running::{Error, News, Running, bind, say_ready};
 
-/// Links without HELLO that any address may have.
-const HALF_OPEN_EACH: usize = 16;
+/// Links without HELLO that there may be at least, of which one address has a quarter.
+const HALF_OPEN_LEAST: usize = 64;
 
 pub(crate) fn run(args: &ServeArgs, inherited: Inherited) -> Result<(), Error> {
     let settings = match &args.config {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-            Settings::read(&text).map_err(|mistakes| Error::Config(mistakes_text(path, &mistakes)))?
-        }
+        Some(path) => read(path)?,
         None => settings_of(args).map_err(Error::Config)?,
     };
     serve(settings, inherited)
@@ -40,9 +37,9 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
     }
     let (targets, daemon, migrate) = (vec![glob("*")], args.libvirt.is_some(), args.migrations.is_some());
     let rights = Rights { targets, daemon, migrate, ..Rights::default() };
-    let who = if args.insecure_tcp { Who::Anyone } else { Who::Local };
     let by_name = args.allow_dn.iter().map(|dn| Who::Dn(glob(dn)));
-    let rules = by_name.chain([who]).map(|who| Rule { who, rights: rights.clone() }).collect();
+    let unproven = args.insecure_tcp.then_some(Who::Unproven);
+    let rules = by_name.chain([Who::Local]).chain(unproven).map(|who| Rule { who, rights: rights.clone() }).collect();
     if let Some(address) =
         args.listen.iter().filter_map(Listen::address).find(|address| is_open(address)).filter(|_| !args.insecure_tcp)
     {
@@ -50,7 +47,7 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
     }
     let mut permissions = args.socket.permissions();
     if args.libvirt.is_some() {
-        permissions.mode = Some(permissions.mode.unwrap_or(0o600));
+        permissions.mode = Some(permissions.mode.unwrap_or(FRONT_MODE));
     }
     let owner = args.migrations_owner.unwrap_or_default();
     Ok(Settings {
@@ -61,7 +58,7 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
         metrics: args.metrics.clone(),
         pki: args.pki.clone(),
         threads: threads(args.threads),
-        max_sessions: args.max_sessions,
+        max_sessions: args.max_sessions as usize,
         session: args.session.config(),
         bandwidth: args.session.bandwidth(),
         drain: args.session.drain(),
@@ -74,8 +71,11 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
     })
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Error {
-    Error::Config(format!("{}: {error}", path.display()))
+fn read(path: &Path) -> Result<Settings, Error> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| Error::Config(format!("{}: {error}", path.display())))?;
+    let try_pki = |pki: &Pki| pki.server().map(drop).map_err(|error| error.to_string());
+    Settings::read(&text, try_pki).map_err(|mistakes| Error::Config(mistakes_text(path, &mistakes)))
 }
 
 /// A line for each.
@@ -86,8 +86,7 @@ fn mistakes_text(path: &Path, mistakes: &[Mistake]) -> String {
 
 /// `virbistream check-config`.
 pub(crate) fn check(path: &Path) -> Result<(), Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-    Settings::read(&text).map(drop).map_err(|mistakes| Error::Config(mistakes_text(path, &mistakes)))
+    read(path).map(drop)
 }
 
 fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
@@ -96,19 +95,14 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
         // Clients of libvirt's need not know HELLO.
         session.hello_timeout = None;
     }
-    let anyone = settings.rules.iter().any(|rule| rule.who == Who::Anyone);
-    let tickets = Arc::new(Tickets::default());
+    let may_be_open = settings.rules.iter().any(|rule| rule.who.is_open());
     let migrations = settings.migrations.zip(libvirt.as_ref()).map(|(base, libvirt)| migrations(&base, libvirt));
     let loudness = Loudness { session: log::Level::Warn, stream: log::Level::Warn };
     let running = Running::start(loudness, settings.threads)?;
     let disks = running.disks().clone();
-    let policy = Policy::new(settings.rules, settings.offered, migrations.transpose()?, Arc::clone(&tickets), disks);
-    let options = SessionOptions {
-        config: session,
-        access: Some(Arc::new(policy)),
-        daemon: libvirt,
-        ..SessionOptions::default()
-    };
+    let policy = Arc::new(Policy::new(settings.rules, settings.offered, migrations.transpose()?, disks));
+    let options =
+        SessionOptions { config: session, access: Some(policy.clone()), daemon: libvirt, ..SessionOptions::default() };
     let tls = match listen.iter().any(|listen| listen.kind() == Kind::Tls) {
         true => Some(settings.pki.server()?),
         false => None,
@@ -117,18 +111,13 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
         running.tell_hangups()?;
     }
     running.handle().limit(settings.bandwidth);
-    let most = settings.max_sessions;
-    running.handle().limit_links(LinkLimits {
-        sessions: most,
-        half_open: most,
-        half_open_each: (most / 4).max(HALF_OPEN_EACH),
-    });
+    running.handle().limit_links(link_limits(settings.max_sessions));
     let _metrics = running.metrics(settings.metrics.as_ref())?;
-    let _control = running.control(settings.control.as_deref(), Some(tickets))?;
+    let _control = running.control(settings.control.as_deref(), Some(policy))?;
     let listeners = listeners(&listen, inherited, permissions, tls.as_ref())?;
     let mut addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();
     // Where systemd's sockets are is known only now.
-    if let Some(address) = addresses.iter().find(|address| is_open(address)).filter(|_| !anyone) {
+    if let Some(address) = addresses.iter().find(|address| is_open(address)).filter(|_| !may_be_open) {
         return Err(Error::Config(format!(
             "{}, and nothing says that anyone may: --insecure-tcp, or a rule",
             open(address)
@@ -158,6 +147,12 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
             News::Report(_) | News::Connected(_) | News::Nothing => {}
         }
     }
+}
+
+/// A quarter each: one address keeps no other out.
+fn link_limits(sessions: usize) -> LinkLimits {
+    let half_open = sessions.max(HALF_OPEN_LEAST);
+    LinkLimits { sessions, half_open, half_open_each: half_open / 4 }
 }
 
 fn migrations(base: &MigrationSettings, libvirt: &Path) -> Result<Migrations, Error> {
@@ -195,5 +190,23 @@ fn reload(pki: &Pki, tls: &TlsServer) {
     match pki.reload(tls) {
         Ok(()) => log::info!("the certificates were read anew"),
         Err(error) => log::warn!("the certificates stay as they were: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_never_has_more_than_a_quarter_of_the_places_before_hello() {
+        for sessions in [1, 4, 16, 63, 64, 100, 1024] {
+            let limits = link_limits(sessions);
+            assert_eq!(limits.sessions, sessions);
+            assert!(
+                limits.half_open >= sessions.max(64) && limits.half_open_each * 4 <= limits.half_open,
+                "{limits:?}"
+            );
+            assert!(limits.half_open_each >= 16, "{limits:?}");
+        }
     }
 }
