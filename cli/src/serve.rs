@@ -195,7 +195,37 @@ fn reload(pki: &Pki, tls: &TlsServer) {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+    use virbistream::io::Identity;
+
     use super::*;
+    use crate::args::{Cli, Command};
+
+    /// The rules of a command line.
+    fn rules(more: &[&str]) -> Vec<Rule> {
+        let line = ["virbistream", "serve", "--listen", "tls://[::]:1", "--target", "d=unix:/d"];
+        let cli = Cli::parse_from(line.iter().chain(more));
+        let Command::Serve(args) = cli.command else { panic!("{cli:?}") };
+        settings_of(&args).unwrap().rules
+    }
+
+    #[test]
+    fn what_the_command_line_says_of_names_and_plain_tcp_lets_nobody_else_in() {
+        let certificate = |dn: &str| Identity::Certificate {
+            dn: dn.into(),
+            names: Vec::new(),
+            expires: std::time::SystemTime::UNIX_EPOCH,
+        };
+        let (local, other) = (Identity::Local { uid: 7, gid: 7 }, certificate("CN=mallory"));
+        let dn = ["--allow-dn", "CN=admin"];
+        let open = [&dn[..], &["--listen", "tcp://0.0.0.0:2", "--insecure-tcp"]].concat();
+        for (more, expected) in [(&dn[..], [true, false, true, true, false]), (&open, [true, false, true, true, true])]
+        {
+            let identities = [&certificate("CN=admin"), &other, &local, &Identity::Loopback, &Identity::Unknown];
+            let is_in = identities.map(|identity| rules(more).iter().any(|rule| rule.who.is(identity)));
+            assert_eq!(is_in, expected, "{more:?}");
+        }
+    }
 
     #[test]
     fn one_address_never_has_more_than_a_quarter_of_the_places_before_hello() {
