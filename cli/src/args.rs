@@ -10,8 +10,9 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, value_parser};
 use virbistream::io::{Address, Permissions};
 use virbistream::proto::{Config, MemoryBudget};
-use virbistream::wire::PRIORITY_MAX;
+use virbistream::wire::{PRIORITY_MAX, kind};
 
+use crate::config::is_open;
 use crate::conformance::ConformanceArgs;
 use crate::demo::DemoArgs;
 use crate::help;
@@ -21,7 +22,8 @@ use crate::migrate::{EXIT_STATUS, MigrateArgs};
 use crate::pki::Pki;
 use crate::uri::Uri;
 use crate::values::{
-    Owner, Rate, Upstream, parse_bandwidth, parse_metrics, parse_mode, parse_rate, parse_threads, parse_window,
+    Owner, Rate, Upstream, parse_bandwidth, parse_kind, parse_metrics, parse_mode, parse_rate, parse_threads,
+    parse_window,
 };
 
 /// Carries many two-way streams over one connection: the disks and the memory of a live migration.
@@ -141,7 +143,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DN")]
     pub(crate) allow_dn: Vec<String>,
     /// Let everybody who reaches a plain TCP address have the targets, from other hosts too: nothing proves who they are, and nothing
-    /// that passes is hidden. Without it such addresses are of the loopback
+    /// that passes is hidden. Without it such addresses are of the loopback. Who comes over tls:// needs --allow-dn all the same
     #[arg(long)]
     pub(crate) insecure_tcp: bool,
     /// A UNIX socket on which the user that runs serve can ask for tickets, see what runs and limit it
@@ -151,8 +153,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ADDRESS", value_parser = parse_metrics)]
     pub(crate) metrics: Option<Address>,
     /// Peers that may have a session at once; as many more may be on their way to one
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    pub(crate) max_sessions: usize,
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = value_parser!(u32).range(1..))]
+    pub(crate) max_sessions: u32,
     /// Threads that share the sessions; as many as the machine has cores, if this is not given
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -257,6 +259,10 @@ pub(crate) struct ForwardArgs {
     /// socket that is not named has 2
     #[arg(long, value_name = "NAME=N")]
     priority: Vec<Priority>,
+    /// What streams of a socket carry, which a rule at the peer may ask for: bytes, control, memory or disk. A socket that is not named
+    /// has bytes
+    #[arg(long, value_name = "NAME=KIND")]
+    kind: Vec<StreamKind>,
     /// A file with the ticket that lets us in, `-` for stdin. It is worth nothing after the first connection
     #[arg(long, value_name = "FILE", conflicts_with = "reconnect")]
     pub(crate) ticket: Option<PathBuf>,
@@ -320,20 +326,26 @@ impl ForwardArgs {
         self.priority.iter().find(|priority| priority.name == name).map_or(PRIORITY, |priority| priority.number)
     }
 
+    /// And what they are said to carry.
+    pub(crate) fn kind(&self, name: &str) -> u32 {
+        self.kind.iter().find(|kind| kind.name == name).map_or(kind::BYTES, |kind| kind.number)
+    }
+
     fn check(&self) -> Result<(), String> {
-        self.check_priorities()?;
+        self.check_names("--priority", self.priority.iter().map(|priority| &*priority.name))?;
+        self.check_names("--kind", self.kind.iter().map(|kind| &*kind.name))?;
         self.pki.check(matches!(self.peer, Address::Tls { .. }))?;
         self.session.check()
     }
 
-    fn check_priorities(&self) -> Result<(), String> {
-        let names = || self.priority.iter().map(|priority| &priority.name);
-        if let Some(twice) = names().find(|name| names().filter(|other| other == name).count() > 1) {
-            return Err(format!("--priority is given twice for {twice}"));
+    /// Each is a socket's, and given once.
+    fn check_names<'a>(&self, option: &str, names: impl Iterator<Item = &'a str> + Clone) -> Result<(), String> {
+        if let Some(twice) = names.clone().find(|name| names.clone().filter(|other| other == name).count() > 1) {
+            return Err(format!("{option} is given twice for {twice}"));
         }
         let is_socket = |name: &str| self.socket.iter().any(|socket| socket.name == name);
-        match self.priority.iter().find(|priority| !is_socket(&priority.name)) {
-            Some(priority) => Err(format!("--priority {}: no --socket has this name", priority.name)),
+        match names.clone().find(|name| !is_socket(name)) {
+            Some(name) => Err(format!("{option} {name}: no --socket has this name")),
             None => Ok(()),
         }
     }
@@ -342,6 +354,7 @@ impl ForwardArgs {
 impl ServeArgs {
     fn check(&self) -> Result<(), String> {
         self.check_libvirt()?;
+        self.check_insecure_tcp()?;
         let is_tls = self.listen.iter().any(|listen| listen.kind() == Kind::Tls);
         self.pki.check(is_tls)?;
         match is_tls {
@@ -351,6 +364,18 @@ impl ServeArgs {
             ),
             false if !self.allow_dn.is_empty() => Err("--allow-dn goes with a tls:// address".into()),
             _ => self.session.check(),
+        }
+    }
+
+    /// Said of nothing, it was meant for something else. What systemd's sockets are is known only later.
+    fn check_insecure_tcp(&self) -> Result<(), String> {
+        let is_open = |listen: &Listen| match listen.address() {
+            Some(address) => is_open(address),
+            None => listen.kind() == Kind::Tcp,
+        };
+        match self.insecure_tcp && !self.listen.iter().any(is_open) {
+            true => Err("--insecure-tcp goes with a tcp:// address beyond the loopback: leave it out".into()),
+            false => Ok(()),
         }
     }
 
@@ -481,6 +506,22 @@ impl FromStr for Priority {
         let number = number.parse().ok().filter(|number| *number <= PRIORITY_MAX);
         let number = number.ok_or_else(|| format!("a priority is a number from 0 to {PRIORITY_MAX}"))?;
         Ok(Self { name, number })
+    }
+}
+
+/// `NAME=KIND`
+#[derive(Clone, Debug)]
+struct StreamKind {
+    name: String,
+    number: u32,
+}
+
+impl FromStr for StreamKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, kind) = named(text, "NAME=KIND")?;
+        Ok(Self { name, number: parse_kind(kind)? })
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use virbistream::io::{Counters, Handle, SessionStatus, StreamStatus};
 
 use crate::nbd::{Disks, Figures};
-use crate::policy::{Rights, Tickets, glob};
+use crate::policy::{Policy, Rights, glob};
 
 /// The longest that a ticket may be valid, in seconds.
 const TICKET_MAX: u64 = 24 * 3600;
@@ -24,12 +24,12 @@ pub(crate) struct Desk {
     handle: Handle,
     disks: Disks,
     /// Where who connects is judged.
-    tickets: Option<Arc<Tickets>>,
+    policy: Option<Arc<Policy>>,
 }
 
 impl Desk {
-    pub(crate) fn new(handle: Handle, disks: Disks, tickets: Option<Arc<Tickets>>) -> Self {
-        Self { handle, disks, tickets }
+    pub(crate) fn new(handle: Handle, disks: Disks, policy: Option<Arc<Policy>>) -> Self {
+        Self { handle, disks, policy }
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -61,7 +61,7 @@ impl Desk {
     }
 
     fn ticket(&self, asked: &Value) -> Result<Value, String> {
-        let tickets = self.tickets.as_ref().ok_or("tickets are made by serve")?;
+        let policy = self.policy.as_ref().ok_or("tickets are made by serve")?;
         let names = asked.get("targets").and_then(Value::as_array).ok_or("`targets` is a list of texts")?;
         let names: Option<Vec<_>> = names.iter().map(|name| name.as_str().map(glob)).collect();
         let targets = names.ok_or("`targets` is a list of texts")?;
@@ -72,8 +72,7 @@ impl Desk {
         let seconds = asked.get("seconds").and_then(Value::as_u64).filter(|seconds| (1..=TICKET_MAX).contains(seconds));
         let seconds = seconds.ok_or_else(|| format!("`seconds` is a number from 1 to {TICKET_MAX}"))?;
         let rights = Rights { targets, migrate, ..Rights::default() };
-        let secret = tickets.make(rights, Duration::from_secs(seconds));
-        secret.map(|secret| json!(secret.hex())).map_err(|error| error.to_string())
+        policy.ticket(rights, Duration::from_secs(seconds)).map(|secret| json!(secret.hex()))
     }
 
     fn status(&self) -> Value {

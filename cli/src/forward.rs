@@ -40,8 +40,8 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Error> {
         .iter()
         .zip(listeners)
         .map(|(source, listener)| {
-            let priority = args.priority(&source.name);
-            let open = Open { target: source.name.clone(), priority, ..Open::default() };
+            let (priority, kind) = (args.priority(&source.name), args.kind(&source.name));
+            let open = Open { target: source.name.clone(), kind, priority, ..Open::default() };
             let disks = running.disks().clone();
             let observe = move |relay| disks.observe(nbd::From::Client, Arc::default(), Box::new(relay));
             running.handle().forward_through(listener, open, observe)

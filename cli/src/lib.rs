@@ -81,14 +81,15 @@ fn run(cli: &Cli, inherited: Inherited, stderr: &Stderr) -> ExitCode {
     }
 }
 
-/// What is wrong with the text of a `serve --config`, as lines from 1 and sentences: for the fuzzer.
-///
-/// # Errors
-/// At least one.
+/// What the fuzzer asserts of any text of a `serve --config`: it is read whole, or has at least one mistake, each on a line of it.
 #[doc(hidden)]
-pub fn check_configuration(text: &str) -> Result<(), Vec<(usize, String)>> {
-    let told = |mistake: config::Mistake| (mistake.line, mistake.sentence);
-    config::Settings::read(text).map(drop).map_err(|mistakes| mistakes.into_iter().map(told).collect())
+pub fn bear_configuration(text: &str) {
+    let Err(mistakes) = config::Settings::read(text, |_| Ok(())) else { return };
+    let lines = 1 + text.matches('\n').count();
+    assert!(!mistakes.is_empty() && mistakes.is_sorted(), "{mistakes:?}");
+    for mistake in mistakes {
+        assert!((1..=lines).contains(&mistake.line) && !mistake.sentence.is_empty(), "{mistake:?} of {lines} lines");
+    }
 }
 
 fn failed(error: impl ToString) -> (ExitCode, String) {

@@ -25,7 +25,7 @@ use crate::desk::Desk;
 use crate::events;
 use crate::metrics::Metrics;
 use crate::nbd::Disks;
-use crate::policy::Tickets;
+use crate::policy::Policy;
 
 /// Why a command failed, in one sentence.
 #[derive(Debug, Error)]
@@ -128,9 +128,9 @@ impl Running {
     }
 
     /// Answers at a control socket, if there is to be one, until that is dropped.
-    pub(crate) fn control(&self, path: Option<&Path>, tickets: Option<Arc<Tickets>>) -> Result<Option<Control>, Error> {
+    pub(crate) fn control(&self, path: Option<&Path>, policy: Option<Arc<Policy>>) -> Result<Option<Control>, Error> {
         let Some(path) = path else { return Ok(None) };
-        let control = Control::start(path, self.desk(tickets));
+        let control = Control::start(path, self.desk(policy));
         control.map(Some).map_err(|source| Error::Listen { address: Address::Unix(path.into()), source })
     }
 
@@ -141,8 +141,8 @@ impl Running {
         metrics.map(Some).map_err(|source| Error::Listen { address: address.clone(), source })
     }
 
-    fn desk(&self, tickets: Option<Arc<Tickets>>) -> Desk {
-        Desk::new(self.handle.clone(), self.disks.clone(), tickets)
+    fn desk(&self, policy: Option<Arc<Policy>>) -> Desk {
+        Desk::new(self.handle.clone(), self.disks.clone(), policy)
     }
 
     /// From now on SIGHUP ends nothing, and is told.

@@ -6,27 +6,24 @@ use std::sync::Arc;
 use virbistream::io::{Address, LinkLimits, Listener, Permissions, SessionOptions, TlsServer};
 
 use crate::args::ServeArgs;
-use crate::config::{MigrationSettings, Mistake, Settings, is_open, open, threads};
+use crate::config::{FRONT_MODE, MigrationSettings, Mistake, Settings, is_open, open, threads};
 use crate::events::Loudness;
 use crate::inherited::Inherited;
 use crate::listen::{Kind, Listen};
 use crate::notify;
 use crate::pki::Pki;
-use crate::policy::{Migrations, Offered, Policy, Rights, Rule, Tickets, Who, glob};
+use crate::policy::{Migrations, Offered, Policy, Rights, Rule, Who, glob};
 use crate::running::{Error, News, Running, bind, say_ready};
 
-/// Links without HELLO that any address or user may have.
-const HALF_OPEN_EACH: usize = 16;
+/// Links without HELLO that there may be at least, of which one address has a quarter.
+const HALF_OPEN_LEAST: usize = 64;
 
 /// Links that any of those may make in a second.
 const PER_SECOND_EACH: u32 = 100;
 
 pub(crate) fn run(args: &ServeArgs, inherited: Inherited) -> Result<(), Error> {
     let settings = match &args.config {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-            Settings::read(&text).map_err(|mistakes| Error::Config(mistakes_text(path, &mistakes)))?
-        }
+        Some(path) => read(path)?,
         None => settings_of(args).map_err(Error::Config)?,
     };
     serve(settings, inherited)
@@ -43,9 +40,9 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
     }
     let (targets, daemon, migrate) = (vec![glob("*")], args.libvirt.is_some(), args.migrations.is_some());
     let rights = Rights { targets, daemon, migrate, ..Rights::default() };
-    let who = if args.insecure_tcp { Who::Anyone } else { Who::Local };
     let by_name = args.allow_dn.iter().map(|dn| Who::Dn(glob(dn)));
-    let rules = by_name.chain([who]).map(|who| Rule { who, rights: rights.clone() }).collect();
+    let unproven = args.insecure_tcp.then_some(Who::Unproven);
+    let rules = by_name.chain([Who::Local]).chain(unproven).map(|who| Rule { who, rights: rights.clone() }).collect();
     if let Some(address) =
         args.listen.iter().filter_map(Listen::address).find(|address| is_open(address)).filter(|_| !args.insecure_tcp)
     {
@@ -53,7 +50,7 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
     }
     let mut permissions = args.socket.permissions();
     if args.libvirt.is_some() {
-        permissions.mode = Some(permissions.mode.unwrap_or(0o600));
+        permissions.mode = Some(permissions.mode.unwrap_or(FRONT_MODE));
     }
     let owner = args.migrations_owner.unwrap_or_default();
     Ok(Settings {
@@ -64,7 +61,7 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
         metrics: args.metrics.clone(),
         pki: args.pki.clone(),
         threads: threads(args.threads),
-        max_sessions: args.max_sessions,
+        max_sessions: args.max_sessions as usize,
         session: args.session.config(),
         bandwidth: args.session.bandwidth(),
         drain: args.session.drain(),
@@ -77,8 +74,11 @@ fn settings_of(args: &ServeArgs) -> Result<Settings, String> {
     })
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Error {
-    Error::Config(format!("{}: {error}", path.display()))
+fn read(path: &Path) -> Result<Settings, Error> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| Error::Config(format!("{}: {error}", path.display())))?;
+    let try_pki = |pki: &Pki| pki.server().map(drop).map_err(|error| error.to_string());
+    Settings::read(&text, try_pki).map_err(|mistakes| Error::Config(mistakes_text(path, &mistakes)))
 }
 
 /// A line for each.
@@ -89,25 +89,19 @@ fn mistakes_text(path: &Path, mistakes: &[Mistake]) -> String {
 
 /// `virbistream check-config`.
 pub(crate) fn check(path: &Path) -> Result<(), Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-    Settings::read(&text).map(drop).map_err(|mistakes| Error::Config(mistakes_text(path, &mistakes)))
+    read(path).map(drop)
 }
 
 fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
     let Settings { listen, permissions, session, libvirt, .. } = settings;
-    let anyone = settings.rules.iter().any(|rule| rule.who == Who::Anyone);
-    let tickets = Arc::new(Tickets::default());
+    let may_be_open = settings.rules.iter().any(|rule| rule.who.is_open());
     let migrations = settings.migrations.zip(libvirt.as_ref()).map(|(base, libvirt)| migrations(&base, libvirt));
     let loudness = Loudness { session: log::Level::Warn, stream: log::Level::Warn };
     let running = Running::start(loudness, settings.threads)?;
     let disks = running.disks().clone();
-    let policy = Policy::new(settings.rules, settings.offered, migrations.transpose()?, Arc::clone(&tickets), disks);
-    let options = SessionOptions {
-        config: session,
-        access: Some(Arc::new(policy)),
-        daemon: libvirt,
-        ..SessionOptions::default()
-    };
+    let policy = Arc::new(Policy::new(settings.rules, settings.offered, migrations.transpose()?, disks));
+    let options =
+        SessionOptions { config: session, access: Some(policy.clone()), daemon: libvirt, ..SessionOptions::default() };
     let tls = match listen.iter().any(|listen| listen.kind() == Kind::Tls) {
         true => Some(settings.pki.server()?),
         false => None,
@@ -116,19 +110,13 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
         running.tell_hangups()?;
     }
     running.handle().limit(settings.bandwidth);
-    let most = settings.max_sessions;
-    running.handle().limit_links(LinkLimits {
-        sessions: most,
-        half_open: most,
-        half_open_each: (most / 4).max(HALF_OPEN_EACH),
-        per_second_each: u32::try_from(most / 10).unwrap_or(u32::MAX).max(PER_SECOND_EACH),
-    });
+    running.handle().limit_links(link_limits(settings.max_sessions));
     let _metrics = running.metrics(settings.metrics.as_ref())?;
-    let _control = running.control(settings.control.as_deref(), Some(tickets))?;
+    let _control = running.control(settings.control.as_deref(), Some(policy))?;
     let listeners = listeners(&listen, inherited, permissions, tls.as_ref())?;
     let mut addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();
     // Where systemd's sockets are is known only now.
-    if let Some(address) = addresses.iter().find(|address| is_open(address)).filter(|_| !anyone) {
+    if let Some(address) = addresses.iter().find(|address| is_open(address)).filter(|_| !may_be_open) {
         return Err(Error::Config(format!(
             "{}, and nothing says that anyone may: --insecure-tcp, or a rule",
             open(address)
@@ -158,6 +146,13 @@ fn serve(settings: Settings, inherited: Inherited) -> Result<(), Error> {
             News::Report(_) | News::Connected(_) | News::Nothing => {}
         }
     }
+}
+
+/// A quarter each: one address keeps no other out.
+fn link_limits(sessions: usize) -> LinkLimits {
+    let half_open = sessions.max(HALF_OPEN_LEAST);
+    let per_second_each = u32::try_from(sessions / 10).unwrap_or(u32::MAX).max(PER_SECOND_EACH);
+    LinkLimits { sessions, half_open, half_open_each: half_open / 4, per_second_each }
 }
 
 fn migrations(base: &MigrationSettings, libvirt: &Path) -> Result<Migrations, Error> {
@@ -195,5 +190,53 @@ fn reload(pki: &Pki, tls: &TlsServer) {
     match pki.reload(tls) {
         Ok(()) => log::info!("the certificates were read anew"),
         Err(error) => log::warn!("the certificates stay as they were: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use virbistream::io::Identity;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    /// The rules of a command line.
+    fn rules(more: &[&str]) -> Vec<Rule> {
+        let line = ["virbistream", "serve", "--listen", "tls://[::]:1", "--target", "d=unix:/d"];
+        let cli = Cli::parse_from(line.iter().chain(more));
+        let Command::Serve(args) = cli.command else { panic!("{cli:?}") };
+        settings_of(&args).unwrap().rules
+    }
+
+    #[test]
+    fn what_the_command_line_says_of_names_and_plain_tcp_lets_nobody_else_in() {
+        let certificate = |dn: &str| Identity::Certificate {
+            dn: dn.into(),
+            names: Vec::new(),
+            expires: std::time::SystemTime::UNIX_EPOCH,
+        };
+        let (local, other) = (Identity::Local { uid: 7, gid: 7 }, certificate("CN=mallory"));
+        let dn = ["--allow-dn", "CN=admin"];
+        let open = [&dn[..], &["--listen", "tcp://0.0.0.0:2", "--insecure-tcp"]].concat();
+        for (more, expected) in [(&dn[..], [true, false, true, true, false]), (&open, [true, false, true, true, true])]
+        {
+            let identities = [&certificate("CN=admin"), &other, &local, &Identity::Loopback, &Identity::Unknown];
+            let is_in = identities.map(|identity| rules(more).iter().any(|rule| rule.who.is(identity)));
+            assert_eq!(is_in, expected, "{more:?}");
+        }
+    }
+
+    #[test]
+    fn one_address_never_has_more_than_a_quarter_of_the_places_before_hello() {
+        for sessions in [1, 4, 16, 63, 64, 100, 1024] {
+            let limits = link_limits(sessions);
+            assert_eq!(limits.sessions, sessions);
+            assert!(
+                limits.half_open >= sessions.max(64) && limits.half_open_each * 4 <= limits.half_open,
+                "{limits:?}"
+            );
+            assert!(limits.half_open_each >= 16, "{limits:?}");
+        }
     }
 }

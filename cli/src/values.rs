@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use bytesize::ByteSize;
 use virbistream::io::{Address, Permissions};
-use virbistream::wire::DATA_MIN;
+use virbistream::wire::{DATA_MIN, kind};
 
 use crate::config::is_open;
 
@@ -135,4 +135,15 @@ pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
         .ok()
         .filter(|mode| *mode <= 0o777)
         .ok_or_else(|| "write an octal mode, 0600 say".into())
+}
+
+/// The number of a kind of streams.
+pub(crate) fn parse_kind(text: &str) -> Result<u32, String> {
+    match text {
+        "bytes" => Ok(kind::BYTES),
+        "control" => Ok(kind::CONTROL),
+        "memory" => Ok(kind::MEMORY),
+        "disk" => Ok(kind::DISK),
+        _ => Err(format!("`{text}` is none of bytes, control, memory and disk")),
+    }
 }

@@ -3,12 +3,13 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use support::echo::{accept_on, assert_echoes, assert_ends, connect, echo_on};
 use support::libvirtd::Libvirtd;
@@ -138,6 +139,57 @@ sessions = 1
     });
     assert_eq!(answered.recv_timeout(PATIENCE).expect("an answer"), Ok(Vec::new()));
     handle.shutdown("the test is over");
+}
+
+#[test]
+fn a_rule_bounds_the_kinds_and_the_number_of_streams() {
+    let scratch = Scratch::new();
+    let config = "listen = ['unix:DIR/link']
+[[target]]
+name = 'disk'
+path = 'DIR/far'
+[[target]]
+name = 'plain'
+path = 'DIR/far'
+[[allow]]
+local = true
+targets = ['*']
+kinds = ['memory', 'disk']
+streams = 2
+";
+    echo_on(&scratch.join("far"));
+    let serve = configured(&scratch, config).start();
+    serve.ready();
+    let [disk, plain] = ["near.disk", "near.plain"].map(|name| scratch.join(name));
+    let forward =
+        forward(&link(&scratch), [("disk", &*disk), ("plain", &*plain)]).args(["--kind", "disk=disk"]).start();
+    forward.ready();
+    assert_ends(&connect(&plain));
+    for end in [&forward, &serve] {
+        end.line_on_stderr("the refusal", |line| line.contains("open `plain` for streams of kind 0"));
+    }
+    let mut standing = vec![connect(&disk), connect(&disk)];
+    standing.iter().for_each(|stream| assert_echoes(stream, b"one of two"));
+    assert_ends(&connect(&disk));
+    // A place is free again when a stream is over at both ends.
+    drop(standing.remove(0));
+    wait_for("a place", PATIENCE, || {
+        let mut next = connect(&disk);
+        next.write_all(b"x").ok()?;
+        (next.read(&mut [0]).ok()? == 1).then_some(())
+    });
+    assert_echoes(&standing[0], b"and the other goes on");
+}
+
+#[test]
+fn a_fronts_socket_from_a_file_is_its_own_users_alone() {
+    let scratch = Scratch::new();
+    let config = "listen = ['unix:DIR/link']\nlibvirt = 'unix:/nowhere'\n[[allow]]\nlocal = true\nlibvirt = true\n";
+    let front = configured(&scratch, config).start();
+    front.ready();
+    let mode = fs::metadata(scratch.join("link")).expect("the socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    front.end_well(&[&scratch.join("link")]);
 }
 
 #[test]
@@ -271,6 +323,17 @@ fn a_ticket_lets_its_bearer_in_once_and_to_its_targets_alone() {
 }
 
 #[test]
+fn no_ticket_is_printed_that_would_open_nothing() {
+    let scratch = Scratch::new();
+    let serve = by_ticket(&scratch);
+    let ask = |more: &[&str]| tool().args(["ticket", "--control"]).arg(scratch.join("control")).args(more);
+    assert_fails(ask(&["--target", ""]), &["no target `` is offered here"]);
+    assert_fails(ask(&["--target", "disk", "--target", "nosuch"]), &["no target `nosuch` is offered here"]);
+    assert_fails(ask(&["--migrate"]), &["no migration can come in here"]);
+    serve.end_well(&[]);
+}
+
+#[test]
 fn a_ticket_is_worth_nothing_after_its_time() {
     let scratch = Scratch::new();
     let _serve = by_ticket(&scratch);
@@ -339,12 +402,45 @@ fn the_control_socket_is_its_owners_alone_and_survives_nonsense() {
     serve.end_well(&[&control, &scratch.join("link")]);
 }
 
+/// A byte at a time, until the other end has enough.
+fn drip(path: &Path) {
+    let mut stream = connect(path);
+    stream.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        match stream.read(&mut [0]) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            _ => return,
+        }
+        if stream.write_all(b" ").is_err() {
+            return;
+        }
+    }
+    panic!("it was listened to for {PATIENCE:?}");
+}
+
+#[test]
+fn one_who_drips_at_the_control_socket_holds_up_nobody_and_is_not_heard_for_long() {
+    let scratch = Scratch::new();
+    let serve = by_ticket(&scratch);
+    let control = scratch.join("control");
+    thread::scope(|scope| {
+        let dripping = scope.spawn(|| drip(&control));
+        for _ in 0..3 {
+            tool().args(["status", "--once", "--control"]).arg(&control).succeed(PATIENCE);
+        }
+        assert!(!dripping.is_finished(), "others waited for it");
+    });
+    serve.line_on_stderr("that its time was up", |line| line.contains("the control socket: the time given has passed"));
+    serve.end_well(&[]);
+}
+
 #[test]
 fn virsh_is_told_who_may_not_reach_libvirtd() {
     let scratch = Scratch::new();
     let libvirtd = Libvirtd::start();
     let config = format!(
-        "listen = ['unix:DIR/link']\nlibvirt = 'unix:{}'\n[[allow]]\nuid = {NOBODY}\nlibvirt = true\n[[allow]]\nuid = {}\ntargets = ['x']\n",
+        "listen = ['unix:DIR/link']\nlibvirt = 'unix:{}'\n[[target]]\nname = 'x'\npath = '/x'\n[[allow]]\nuid = {NOBODY}\nlibvirt = true\n[[allow]]\nuid = {}\ntargets = ['x']\n",
         libvirtd.socket().display(),
         uid()
     );

@@ -93,6 +93,23 @@ fn a_limit_that_makes_no_sense_is_refused_and_named() {
     assert_refused(&[&forward[..], &["--priority", "disk=4"]].concat(), &["disk=4", "0 to 3"]);
     assert_refused(&[&forward[..], &["--priority", "memory=1"]].concat(), &["memory", "--socket"]);
     assert_refused(&[&forward[..], &["--priority", "disk=1", "--priority", "disk=2"]].concat(), &["twice", "disk"]);
+    assert_refused(
+        &[&forward[..], &["--kind", "disk=tape"]].concat(),
+        &["disk=tape", "bytes, control, memory and disk"],
+    );
+    assert_refused(&[&forward[..], &["--kind", "memory=disk"]].concat(), &["--kind memory", "--socket"]);
+    assert_refused(&[&forward[..], &["--kind", "disk=disk", "--kind", "disk=disk"]].concat(), &["--kind", "twice"]);
+    assert_refused(&[&serve[..], &["--max-sessions", "0"]].concat(), &["--max-sessions"]);
+    let consent = "--insecure-tcp goes with a tcp:// address beyond the loopback";
+    assert_refused(&[&serve[..], &["--insecure-tcp"]].concat(), &[consent]);
+    for (listen, more) in [
+        ("tls://[::]:1", &["--allow-dn", "CN=admin", "--libvirt", "unix:/nowhere"][..]),
+        ("unix:/nowhere", &["--libvirt", "unix:/nowhere"]),
+        ("unix:/nowhere", &["--libvirt", "unix:/nowhere", "--migrations", "/nowhere"]),
+        ("tls://[::]:1", &["--allow-dn", "CN=admin", "--target", "disk=unix:/nowhere"]),
+    ] {
+        assert_refused(&[&["serve", "--listen", listen, "--insecure-tcp"], more].concat(), &[consent]);
+    }
     assert_refused(&[&serve[..], &["--target", &name]].concat(), &["255"]);
     assert_refused(&["demo", "--size", "18446744073709551615"], &["--size", "1048576"]);
     assert_refused(&["demo", "--disks", "65535"], &["--disks", "64"]);

@@ -59,9 +59,16 @@ fn every_subcommand_has_a_man_page_and_is_completed() {
     assert!(!bash.contains("generate"), "what is hidden is completed");
 }
 
+/// Whether the configuration is right, but for the certificates that its reader has to make.
+fn is_without_certificates(checked: &Finished) -> bool {
+    checked.stderr.lines().count() == 1 && checked.stderr.contains("cannot read /etc/pki/CA/cacert.pem")
+}
+
 #[test]
 fn the_example_of_a_configuration_is_right_and_lets_nobody_in_yet() {
-    tool().arg("check-config").arg(format!("{PACKAGING}/serve.toml")).succeed(PATIENCE);
+    let checked = tool().arg("check-config").arg(format!("{PACKAGING}/serve.toml")).finish(PATIENCE);
+    // This host may have no certificates.
+    assert!(checked.status.success() || is_without_certificates(&checked), "{checked}");
     let text = fs::read_to_string(format!("{PACKAGING}/serve.toml")).expect("the example");
     let rules: Vec<_> = text.lines().filter(|line| line.starts_with("dn =") || line.starts_with("[[allow]]")).collect();
     assert_eq!(rules, ["[[allow]]", "dn = \"O=virbistream-example,CN=source.example\""]);
@@ -332,7 +339,8 @@ fn the_package_installs_into_a_fresh_debian_and_leaves_nothing_behind() {
     debian.succeed("dpkg -i /package.deb");
 
     assert_eq!(debian.succeed("virbistream --version"), tool().arg("--version").succeed(PATIENCE).stdout);
-    debian.succeed("virbistream check-config /etc/virbistream/serve.toml");
+    let checked = debian.run("virbistream check-config /etc/virbistream/serve.toml");
+    assert!(is_without_certificates(&checked), "{checked}");
     assert_eq!(debian.succeed("stat -c '%a %U' /run/virbistream"), "755 root\n");
     for command in subcommands() {
         let page = debian.run(&format!("MANWIDTH=200 man --warnings=all virbistream-{command} | cat"));

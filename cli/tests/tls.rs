@@ -182,6 +182,94 @@ fn ends(scratch: &Scratch, keys: &Keys) -> (Process, Process) {
     (serve, forward)
 }
 
+/// As the authority of the tests writes it.
+fn dn(common_name: &str) -> String {
+    format!(r"C=GB,O=Red\, Hat,CN={common_name}")
+}
+
+#[test]
+fn a_name_that_is_not_allowed_has_no_session_even_where_plain_tcp_is_open() {
+    let (keys, scratch) = (Keys::new(), Scratch::new());
+    let [admin, mallory] = ["admin", "mallory"].map(|name| keys.with_client(name, &keys.authority.client(name)));
+    let [near, far] = ["near", "far"].map(|name| scratch.join(name));
+    echo_on(&far);
+    let closed = with_pki(serve(ANY_TLS_PORT, [("disk", &*far)]), &keys.path()).args(["--allow-dn", &dn("admin")]);
+    let open = with_pki(serve(ANY_TLS_PORT, [("disk", &*far)]), &keys.path()).args([
+        "--allow-dn",
+        &dn("admin"),
+        "--listen",
+        "tcp://0.0.0.0:0",
+        "--insecure-tcp",
+    ]);
+    for run in [closed, open] {
+        let serve = run.start();
+        let addresses = serve.ready();
+        let tls = addresses.split(' ').next().expect("an address");
+        let reason = format!("no rule here lets {} in", dn("mallory"));
+        let refused = with_pki(forward(tls, [("disk", &*near)]), &mallory).finish(PATIENCE);
+        refused.assert_failed_saying(&[&reason]);
+        serve.line_on_stderr("the refusal", |line| line.contains(&reason));
+        let forward = with_pki(forward(tls, [("disk", &*near)]), &admin).start();
+        forward.ready();
+        support::echo::assert_echoes(&connect(&near), b"allowed");
+        forward.end_well(&[&near]);
+        serve.end_well(&[]);
+    }
+}
+
+#[test]
+fn a_name_that_is_not_allowed_has_each_call_to_libvirtd_refused() {
+    let (keys, libvirtd) = (Keys::new(), Libvirtd::start());
+    let [admin, mallory] = ["admin", "mallory"].map(|name| keys.with_client(name, &keys.authority.client(name)));
+    let front = tool()
+        .named("virbistream serve --libvirt")
+        .args(["serve", "-v", "--listen", ANY_TLS_PORT, "--allow-dn", &dn("admin"), "--libvirt"])
+        .arg(format!("unix:{}", libvirtd.socket().display()));
+    let front = with_pki(front, &keys.path()).start();
+    let address = host_and_port(&front);
+    let refused = virsh(&uri(&address, &mallory), &["version"]);
+    assert!(!refused.status.success(), "{refused}");
+    let reason = format!("no rule here lets {} in", dn("mallory"));
+    assert!(refused.stderr.contains(&reason), "{refused}");
+    let allowed = virsh(&uri(&address, &admin), &["version"]);
+    assert!(allowed.status.success(), "{allowed}");
+    front.end_well(&[]);
+}
+
+#[test]
+fn a_rule_of_a_file_is_for_a_name_that_the_certificate_is_for() {
+    let (keys, scratch) = (Keys::new(), Scratch::new());
+    let client = |name: &'static str| {
+        let names = &[name];
+        keys.with_client(name, &keys.authority.sign(&Wanted { names, ..Wanted::default() }))
+    };
+    let [inside, outside] = [client("vm.example.org"), client("vm.example.net")];
+    let [near, far, file] = ["near", "far", "serve.toml"].map(|name| scratch.join(name));
+    echo_on(&far);
+    let config = |directory: &Path| {
+        format!(
+            "listen = ['{ANY_TLS_PORT}']\npki = '{}'\n[[target]]\nname = 'disk'\npath = '{}'\n\
+             [[allow]]\nname = '*.example.org'\ntargets = ['disk']\n",
+            directory.display(),
+            far.display()
+        )
+    };
+    let check = || tool().arg("check-config").arg(&file);
+    fs::write(&file, config(&scratch.join("nothing"))).expect("written");
+    assert_fails(check(), &["serve.toml:2: ", "cannot read", "nothing/cacert.pem"]);
+    fs::write(&file, config(&keys.path())).expect("written");
+    check().succeed(PATIENCE);
+    let serve = tool().named("virbistream serve").args(["serve", "-v", "--config"]).arg(&file).start();
+    let address = serve.ready();
+    let refused = with_pki(forward(&address, [("disk", &*near)]), &outside).finish(PATIENCE);
+    refused.assert_failed_saying(&["no rule here lets", "CN=host in"]);
+    let forward = with_pki(forward(&address, [("disk", &*near)]), &inside).start();
+    forward.ready();
+    support::echo::assert_echoes(&connect(&near), b"allowed");
+    forward.end_well(&[&near]);
+    serve.end_well(&[]);
+}
+
 #[test]
 fn streams_over_tls_carry_every_byte_half_close_and_stall_alone() {
     let (keys, scratch) = (Keys::new(), Scratch::new());

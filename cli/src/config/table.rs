@@ -65,8 +65,17 @@ impl<'t, 'i> Table<'t, 'i> {
 
     /// A mistake where the key's value stands.
     pub(super) fn mistake_at(&self, key: &'static str, sentence: impl Into<String>) {
-        let at = self.table.get(key).map_or(self.at, |value| value.span().start);
+        self.source.mistake(self.place(key), sentence);
+    }
+
+    /// A mistake at a place that was given.
+    pub(super) fn mistake_in(&self, at: usize, sentence: impl Into<String>) {
         self.source.mistake(at, sentence);
+    }
+
+    /// Where the key's value stands; where there is none, where the table does.
+    pub(super) fn place(&self, key: &'static str) -> usize {
+        self.table.get(key).map_or(self.at, |value| value.span().start)
     }
 
     pub(super) fn has(&self, key: &'static str) -> bool {
@@ -116,18 +125,25 @@ impl<'t, 'i> Table<'t, 'i> {
         parse(text).map_err(|error| self.source.mistake(value.span().start, format!("`{key}`: {error}"))).ok()
     }
 
-    /// Texts that say something; nothing where the key is absent.
-    pub(super) fn list<T, E: Display>(&mut self, key: &'static str, parse: impl Fn(&str) -> Result<T, E>) -> Vec<T> {
+    /// Texts that say something, each with its place, one at least; nothing where the key is absent.
+    pub(super) fn list<T, E: Display>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Vec<(usize, T)> {
         let Some(value) = self.take(key) else { return Vec::new() };
         let DeValue::Array(values) = value.get_ref() else {
             self.source.mistake(value.span().start, format!("`{key}` is a list of texts: [\"...\"]"));
             return Vec::new();
         };
+        if values.is_empty() {
+            self.source.mistake(value.span().start, format!("`{key}` is an empty list"));
+        }
         let mut list = Vec::new();
         for value in values.iter() {
             let Some(text) = self.str_of(key, value) else { continue };
             match parse(text) {
-                Ok(parsed) => list.push(parsed),
+                Ok(parsed) => list.push((value.span().start, parsed)),
                 Err(error) => self.source.mistake(value.span().start, format!("`{key}`: {error}")),
             }
         }

@@ -7,6 +7,7 @@ mod tickets;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use virbistream::io::{Access, Admission, Caller, Decision, Identity, Permit, Request, SessionKey, Targets};
@@ -15,11 +16,12 @@ use virbistream::wire::{EXT_TICKET, RemoteError, codes, domains};
 use crate::migrate::Name;
 use crate::nbd::{self, Disks};
 use migrations::OfSession;
+use tickets::Tickets;
 
 pub(crate) use migrations::Migrations;
 pub(crate) use offered::{Offered, Pattern};
 pub(crate) use rule::{Rights, Rule, Who, glob};
-pub(crate) use tickets::{Secret, Tickets};
+pub(crate) use tickets::Secret;
 
 /// What `serve` asks before it lets anybody in.
 #[derive(Debug)]
@@ -27,22 +29,30 @@ pub(crate) struct Policy {
     rules: Vec<Arc<Rule>>,
     offered: Arc<Offered>,
     migrations: Option<Arc<Migrations>>,
-    tickets: Arc<Tickets>,
+    tickets: Tickets,
     sessions: Arc<Sessions>,
     disks: Disks,
 }
 
 impl Policy {
-    pub(crate) fn new(
-        rules: Vec<Rule>,
-        offered: Offered,
-        migrations: Option<Migrations>,
-        tickets: Arc<Tickets>,
-        disks: Disks,
-    ) -> Self {
+    pub(crate) fn new(rules: Vec<Rule>, offered: Offered, migrations: Option<Migrations>, disks: Disks) -> Self {
         let rules = rules.into_iter().map(Arc::new).collect();
         let (offered, migrations) = (Arc::new(offered), migrations.map(Arc::new));
-        Self { rules, offered, migrations, tickets, sessions: Arc::default(), disks }
+        Self { rules, offered, migrations, tickets: Tickets::default(), sessions: Arc::default(), disks }
+    }
+
+    /// Makes a ticket that is valid for so long.
+    ///
+    /// # Errors
+    /// A sentence: it would be worth nothing here, or none can be had.
+    pub(crate) fn ticket(&self, rights: Rights, valid: Duration) -> Result<Secret, String> {
+        if let Some(target) = rights.targets.iter().find(|target| !self.offered.has(target)) {
+            return Err(format!("no target `{target}` is offered here"));
+        }
+        if rights.migrate && self.migrations.is_none() {
+            return Err("no migration can come in here: neither [migration] nor --migrations is said".into());
+        }
+        self.tickets.make(rights, valid).map_err(|error| error.to_string())
     }
 
     /// The first rule that fits: those after it count no more.
@@ -60,18 +70,29 @@ impl Policy {
     }
 
     fn admission(&self, rights: Rights, permit: Permit) -> Admission {
-        let migrations = self.migrations.as_ref().filter(|_| rights.migrate);
-        let migrations = migrations.map(|migrations| OfSession::new(Arc::clone(migrations)));
         Admission {
             max_streams: rights.streams.unwrap_or(u32::MAX),
             bandwidth: rights.bandwidth,
-            targets: Arc::new(Allowed {
-                rights,
-                offered: Arc::clone(&self.offered),
-                migrations,
-                disks: self.disks.clone(),
-            }),
+            targets: Arc::new(self.allowed(rights)),
             permit,
+        }
+    }
+
+    fn allowed(&self, rights: Rights) -> Allowed {
+        let migrations = self.migrations.as_ref().filter(|_| rights.migrate);
+        let migrations = migrations.map(|migrations| OfSession::new(Arc::clone(migrations)));
+        Allowed { rights, offered: Arc::clone(&self.offered), migrations, disks: self.disks.clone() }
+    }
+
+    /// The rule by which libvirtd may be reached.
+    fn daemon_rule(&self, identity: &Identity) -> Result<&Arc<Rule>, RemoteError> {
+        if !is_known(identity) {
+            return Err(failed("nothing proves who is at this connection".into()));
+        }
+        let rule = self.rule(identity)?;
+        match rule.rights.daemon {
+            true => Ok(rule),
+            false => Err(failed(format!("no rule here lets {identity} reach libvirtd"))),
         }
     }
 
@@ -97,16 +118,14 @@ impl Access for Policy {
     }
 
     fn admit_to_daemon(&self, caller: &Caller<'_>) -> Result<Permit, RemoteError> {
-        // Whoever reaches libvirtd can do what root can, so it has to be known who that is.
-        if matches!(caller.identity, Identity::Unknown | Identity::Loopback) {
-            return Err(failed("nothing proves who is at this connection".into()));
-        }
-        let rule = self.rule(caller.identity)?;
-        match rule.rights.daemon {
-            true => self.place(rule, caller),
-            false => Err(failed(format!("no rule here lets {} reach libvirtd", caller.identity))),
-        }
+        let rule = self.daemon_rule(caller.identity)?;
+        self.place(rule, caller)
     }
+}
+
+/// Whoever reaches libvirtd can do what root can, so it has to be known who that is.
+fn is_known(identity: &Identity) -> bool {
+    !matches!(identity, Identity::Unknown | Identity::Loopback)
 }
 
 /// The targets of one session.
@@ -127,15 +146,16 @@ impl Allowed {
             other => other,
         }
     }
+
+    /// The part of a migration that the target is, for somebody who may have it.
+    fn part(&self, identity: &Identity, target: &str) -> Option<(&OfSession, Name)> {
+        self.migrations.as_ref().filter(|_| is_known(identity)).zip(Name::parse(target))
+    }
 }
 
 impl Targets for Allowed {
     fn open(&self, request: &Request<'_>) -> Decision {
-        // Whoever reaches libvirtd can do what root can, so it has to be known who that is.
-        let may_migrate = !matches!(request.identity, Identity::Unknown | Identity::Loopback);
-        if let (Some(migrations), Some(name)) =
-            (self.migrations.as_ref().filter(|_| may_migrate), Name::parse(request.target))
-        {
+        if let Some((migrations, name)) = self.part(request.identity, request.target) {
             return self.observed(migrations.open(name));
         }
         // Whether it is offered is nothing to tell somebody who may not have it.
@@ -194,4 +214,108 @@ fn failed(text: String) -> RemoteError {
 
 fn busy(text: String) -> RemoteError {
     RemoteError::new(codes::OPERATION_DENIED, domains::RPC, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::SystemTime;
+
+    use virbistream::io::Permissions;
+
+    use super::*;
+
+    const MIGRATION: &str = "migration/0e0b5c1c-8a5f-4d4b-9d0a-3f0f2b1f9c11/directory";
+
+    fn certificate(dn: &str) -> Identity {
+        Identity::Certificate { dn: dn.into(), names: vec!["a.example.org".into()], expires: SystemTime::UNIX_EPOCH }
+    }
+
+    /// A place where `vda` is offered, libvirtd can be reached and migrations can come in.
+    fn policy(base: &Path, rules: Vec<Rule>) -> Policy {
+        let mut offered = Offered::default();
+        offered.insert("vda", Path::new("/nowhere"));
+        let migrations = Migrations::new(base, Permissions::default(), Path::new("/nowhere")).unwrap();
+        Policy::new(rules, offered, Some(migrations), Disks::default())
+    }
+
+    fn everything() -> Rights {
+        Rights { targets: vec![glob("vda")], daemon: true, migrate: true, ..Rights::default() }
+    }
+
+    /// Whether somebody has a session, may use a ticket, reaches libvirtd, may migrate, by that rule and by that ticket.
+    fn what(policy: &Policy, identity: &Identity) -> [bool; 5] {
+        let secret = policy.ticket(everything(), Duration::from_secs(60)).unwrap();
+        let migrates = |rights: &Rights| policy.allowed(rights.clone()).part(identity, MIGRATION).is_some();
+        let rule = policy.rule(identity);
+        [
+            rule.is_ok(),
+            policy.admit_bearer(identity, &secret.0).is_ok(),
+            policy.daemon_rule(identity).is_ok(),
+            rule.is_ok_and(|rule| migrates(&rule.rights)),
+            migrates(&everything()),
+        ]
+    }
+
+    #[test]
+    fn what_a_rule_gives_is_had_by_those_alone_of_whom_enough_is_known() {
+        let base = tempfile::tempdir().unwrap();
+        let rule = |who| Rule { who, rights: everything() };
+        let (local, known) = (Identity::Local { uid: 7, gid: 7 }, certificate("O=x,CN=a"));
+        let other = certificate("O=x,CN=b");
+        let [yes, no] = [[true; 5], [false, true, false, false, true]];
+        let in_the_open = [true, false, false, false, false];
+        let loopback = [true, true, false, false, false];
+        for (who, expected) in [
+            (Who::Anyone, [in_the_open, loopback, yes, yes, yes]),
+            (Who::Unproven, [in_the_open, loopback, no, no, no]),
+            (Who::Local, [[false; 5], loopback, yes, no, no]),
+            (Who::Uid(7), [[false; 5], [false, true, false, false, false], yes, no, no]),
+            (Who::Dn(glob("O=x,CN=a")), [[false; 5], [false, true, false, false, false], no, yes, no]),
+            (Who::Name(glob("*.example.org")), [[false; 5], [false, true, false, false, false], no, yes, yes]),
+        ] {
+            let policy = policy(base.path(), vec![rule(who.clone())]);
+            for (identity, expected) in
+                [&Identity::Unknown, &Identity::Loopback, &local, &known, &other].into_iter().zip(expected)
+            {
+                assert_eq!(what(&policy, identity), expected, "{who:?} for {identity:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_counts_and_those_behind_it_give_nothing_more() {
+        let base = tempfile::tempdir().unwrap();
+        let targets =
+            |names: &[&str]| Rights { targets: names.iter().copied().map(glob).collect(), ..Rights::default() };
+        let rules = vec![
+            Rule { who: Who::Dn(glob("O=x,*")), rights: targets(&["vda"]) },
+            Rule { who: Who::Anyone, rights: everything() },
+        ];
+        let policy = policy(base.path(), rules);
+        let identity = certificate("O=x,CN=a");
+        assert!(policy.daemon_rule(&identity).is_err());
+        let allowed = policy.allowed(policy.rule(&identity).unwrap().rights.clone());
+        assert!(allowed.part(&identity, MIGRATION).is_none());
+        assert!(allowed.rights.allow("vda", 0).is_ok() && allowed.rights.allow("vdb", 0).is_err());
+        assert!(policy.daemon_rule(&certificate("O=y,CN=a")).is_ok());
+    }
+
+    #[test]
+    fn no_ticket_is_made_that_would_be_worth_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let ticket = |policy: &Policy, target: &str, migrate| {
+            let targets = vec![glob(target)];
+            policy.ticket(Rights { targets, migrate, ..Rights::default() }, Duration::from_secs(60))
+        };
+        let whole = policy(base.path(), Vec::new());
+        for target in ["", "vdb", "x*"] {
+            let said = ticket(&whole, target, true).unwrap_err();
+            assert!(said.contains(&format!("no target `{target}` is offered")), "{said}");
+        }
+        assert!(ticket(&whole, "vd?", true).is_ok());
+        let without = Policy { migrations: None, ..whole };
+        assert!(ticket(&without, "vda", true).unwrap_err().contains("no migration can come in"));
+        assert!(ticket(&without, "vda", false).is_ok());
+    }
 }

@@ -6,6 +6,10 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 use virbistream::io::{Decision, Request, Targets, UnixTargets};
+use virbistream::wire::is_valid_target;
+use wildmatch::WildMatch;
+
+use super::rule::glob;
 
 /// Characters that may stand for a `*`.
 const STAR_MAX: usize = 64;
@@ -14,17 +18,30 @@ const STAR_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Offered {
     fixed: UnixTargets,
+    /// Those of `fixed`.
+    names: Vec<String>,
     patterns: Vec<Pattern>,
 }
 
 impl Offered {
     /// Gives false when the name is taken.
     pub(crate) fn insert(&mut self, name: &str, path: &Path) -> bool {
-        self.fixed.insert(name, path)
+        let is_new = self.fixed.insert(name, path);
+        self.names.extend(is_new.then(|| name.to_owned()));
+        is_new
     }
 
-    pub(crate) fn insert_pattern(&mut self, pattern: Pattern) {
-        self.patterns.push(pattern);
+    /// Gives false when there is one of this name.
+    pub(crate) fn insert_pattern(&mut self, pattern: Pattern) -> bool {
+        let is_new = !self.patterns.iter().any(|other| other.name == pattern.name);
+        self.patterns.extend(is_new.then_some(pattern));
+        is_new
+    }
+
+    /// Whether anything that is offered could be meant.
+    pub(crate) fn has(&self, wanted: &WildMatch) -> bool {
+        let wanted_of = |pattern: &Pattern| overlap(wanted.pattern_chars(), pattern.glob().pattern_chars());
+        self.names.iter().any(|name| wanted.matches(name)) || self.patterns.iter().any(wanted_of)
     }
 }
 
@@ -58,6 +75,12 @@ impl Pattern {
             Some((before, behind)) if !behind.contains('*') => Ok((before.to_owned(), behind.to_owned())),
             _ => Err(format!("{what} needs one `*`")),
         };
+        if !is_valid_target(&name.replace('*', "x")) {
+            return Err("a target's name has 1 to 255 bytes and no control characters".into());
+        }
+        if path.contains('\0') {
+            return Err("a path has no NUL".into());
+        }
         let is_inside = !path.starts_with('/') && !path.split('/').any(|part| matches!(part, "" | "." | ".."));
         if !is_inside {
             return Err("the path is one below the folder, without `.`, `..` or an empty part".into());
@@ -77,9 +100,33 @@ impl Pattern {
         fits.then_some(star)
     }
 
+    fn glob(&self) -> WildMatch {
+        glob(&format!("{}*{}", self.name.0, self.name.1))
+    }
+
     fn path(&self, star: &str) -> String {
         format!("{}{star}{}", self.path.0, self.path.1)
     }
+}
+
+/// Whether a name could be meant by both. From their ends to their beginnings: `row` of one place in `one` and each in `other`,
+/// whether what is behind both can be the same.
+fn overlap(one: &[char], other: &[char]) -> bool {
+    let mut behind = vec![false; other.len() + 1];
+    for i in (0..=one.len()).rev() {
+        let mut row = vec![false; other.len() + 1];
+        for j in (0..=other.len()).rev() {
+            row[j] = match (one.get(i), other.get(j)) {
+                (None, None) => true,
+                (Some('*'), next) => behind[j] || next.is_some() && row[j + 1],
+                (next, Some('*')) => row[j + 1] || next.is_some() && behind[j],
+                (Some(a), Some(b)) => (a == b || *a == '?' || *b == '?') && behind[j + 1],
+                _ => false,
+            };
+        }
+        behind = row;
+    }
+    behind[0]
 }
 
 /// Dials the socket at `path`, which begins below a folder.
@@ -127,6 +174,31 @@ mod tests {
     }
 
     #[test]
+    fn what_a_rule_names_is_found_among_what_is_offered() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut offered = Offered::default();
+        assert!(offered.insert("vda", Path::new("/a")) && !offered.insert("vda", Path::new("/b")));
+        let pattern = |path| Pattern::new("vm-*.disk", dir.path(), path).unwrap();
+        assert!(offered.insert_pattern(pattern("*/a")) && !offered.insert_pattern(pattern("*/b")));
+        for (wanted, expected) in [
+            ("vda", true),
+            ("vd?", true),
+            ("*", true),
+            ("vm-7.disk", true),
+            ("vm-*", true),
+            ("*.disk", true),
+            ("?m-*k*k", true),
+            ("vdb", false),
+            ("vm-7", false),
+            ("*.disks", false),
+            ("", false),
+        ] {
+            assert_eq!(offered.has(&glob(wanted)), expected, "{wanted}");
+        }
+        assert!(!Offered::default().has(&glob("*")));
+    }
+
+    #[test]
     fn no_link_and_no_way_out_is_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
@@ -159,6 +231,8 @@ mod tests {
             ("vm-*", "../*/s"),
             ("vm-*", "a//*"),
             ("vm-*", "./*"),
+            ("vm-*", "*/\0"),
+            ("\u{7}*", "*/s"),
         ] {
             assert!(Pattern::new(name, below, path).is_err(), "{name} {path}");
         }

@@ -51,7 +51,8 @@ impl Relay {
                 let targets = routes.iter().map(|route| (route.name, &*route.far));
                 let listen = format!("tcp://{host}:0");
                 // Their own network, which nobody else is on.
-                let serve = serve(&listen, targets).arg("--insecure-tcp").in_namespace_of(destination).start();
+                let consent = wire.map(|_| "--insecure-tcp");
+                let serve = serve(&listen, targets).args(consent).in_namespace_of(destination).start();
                 let sockets = routes.iter().map(|route| (route.name, &*route.near));
                 peer = serve.ready();
                 let forward = forward(&peer, sockets).in_namespace_of(source).start();
