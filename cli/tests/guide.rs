@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
+use serde_json::Value;
 use support::bytes::{MIB, Noise};
 use support::guest::{Guest, RING_MIB, assert_ring_is_whole, newest_in_ring};
 use support::host::Host;
@@ -115,24 +116,49 @@ fn start_web(source: &Host) {
           <memballoon model='none'/>
         </devices>
       </domain>";
-    source.succeed(&format!("cat >web.xml <<'END OF FILE'\n{xml}\nEND OF FILE\nvirsh create web.xml"));
+    source.succeed(&format!("cat >web.xml <<'END OF FILE'\n{xml}\nEND OF FILE\nvirsh define web.xml\nvirsh start web"));
     source.wait_for_records(50);
 }
 
+/// Made as the guide says, but for how the binary is optimised, and in its place.
 fn package(directory: &Path) {
     need("dpkg-shlibdeps", "dpkg-dev");
+    let blocks: Vec<_> = GUIDE.split("```sh\n").skip(1).filter_map(|block| block.split("```").next()).collect();
+    let building = blocks.iter().find(|block| block.starts_with("cargo build ")).expect("how it is built");
+    let commands: Vec<Vec<_>> = building.lines().map(|line| line.split(' ').collect()).collect();
+    let [["cargo", "build", "--release", "-p", package], ["packaging/debian", binary, "~"]] =
+        commands.iter().map(Vec::as_slice).collect::<Vec<_>>()[..]
+    else {
+        panic!("nobody knows whether this makes a package:\n{building}");
+    };
+    assert!(GUIDE.contains("and `dpkg-dev`:\n\n```sh\ncargo build "), "what it needs is not said");
+    let name = binary.strip_prefix("target/release/").expect("where cargo puts a binary");
+    assert!(binaries_of(package).contains(&name.to_owned()), "cargo makes no `{name}` of `{package}`");
     let script = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/debian"));
     Run::at("packaging/debian", script).arg(env!("CARGO_BIN_EXE_virbistream")).arg(directory).succeed(5 * PATIENCE);
+}
+
+/// The programs that cargo makes of a package of this workspace.
+fn binaries_of(package: &str) -> Vec<String> {
+    let cargo =
+        Run::at("cargo", Path::new(env!("CARGO"))).args(["metadata", "--frozen", "--no-deps", "--format-version=1"]);
+    let said =
+        cargo.args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]).succeed(PATIENCE).stdout;
+    let metadata: Value = serde_json::from_str(&said).expect("JSON");
+    let all = |of: &Value, key: &str| of[key].as_array().cloned().unwrap_or_default();
+    let packages = all(&metadata, "packages").into_iter().filter(|found| found["name"] == package);
+    let targets = packages.flat_map(|package| all(&package, "targets"));
+    let binaries = targets.filter(|target| all(target, "kind").contains(&"bin".into()));
+    binaries.filter_map(|target| Some(target["name"].as_str()?.to_owned())).collect()
 }
 
 #[test]
 fn the_guide_followed_to_the_letter_migrates_a_vm_between_two_fresh_hosts() {
     let _alone = alone();
     let (shared, guest) = (Scratch::new(), Guest::build());
-    package(shared.path());
     let [source, destination] = Host::pair(&shared);
-    // The destination has it in /root already, which is this directory.
-    source.succeed("cp /mnt/shared/virbistream_*.deb .");
+    package(&source.image(""));
+    source.succeed("mv /var/lib/libvirt/images/virbistream_*.deb /root/");
     [&source, &destination].into_iter().for_each(|host| prepare(host, &guest));
     start_web(&source);
     let mut hosts = Hosts { source, destination, running: Vec::new() };
@@ -145,7 +171,7 @@ fn the_guide_followed_to_the_letter_migrates_a_vm_between_two_fresh_hosts() {
     let left_at = newest_in_ring(&source.image("web.raw"));
     destination.wait_for_records(left_at + 50);
     assert_eq!(destination.succeed("virsh domstate web").stdout.trim(), "running");
-    source.run("virsh domstate web").finish(PATIENCE).assert_failed_saying(&[]);
+    assert_defined_at_destination_alone([&source, &destination]);
     running.into_iter().for_each(Host::end);
     assert_carried_by_one_link(&shared);
     destination.succeed("virsh destroy web");
@@ -153,6 +179,21 @@ fn the_guide_followed_to_the_letter_migrates_a_vm_between_two_fresh_hosts() {
     assert_ring_is_whole(&image, 0, newest_in_ring(&image));
     let rest = |host: &Host| fs::read(host.image("web.raw")).expect("the image").split_off((RING_MIB * MIB) as usize);
     assert!(rest(&source) == rest(&destination), "the disks differ");
+}
+
+/// What is still there when the hosts have been booted.
+#[track_caller]
+fn assert_defined_at_destination_alone([source, destination]: [&Host; 2]) {
+    source.run("virsh dominfo web").finish(PATIENCE).assert_failed_saying(&["failed to get domain"]);
+    for (asked, what) in
+        [("dominfo web", "Persistent"), ("pool-info images", "Persistent"), ("pool-info images", "Autostart")]
+    {
+        let said = destination.succeed(&format!("virsh {asked}")).stdout;
+        let yes = said
+            .lines()
+            .any(|line| line.split_once(':').is_some_and(|(key, value)| key == what && value.trim() == "yes"));
+        assert!(yes, "virsh {asked}: not {what}:\n{said}");
+    }
 }
 
 /// Beside those of `probe` and of the dry run.
@@ -184,7 +225,28 @@ const OTHERS: [&str; 8] = [
     "NAME",
 ];
 
-/// All text of the tool and the library, in one line.
+/// The lines of a source that are in the tool: no comments, and nothing that is for unit tests alone.
+fn in_tool(source: &str) -> String {
+    let (mut kept, mut lines) = (String::new(), source.lines());
+    while let Some(line) = lines.next() {
+        let code = line.trim_start();
+        if code == "#[cfg(test)]" {
+            // By rustfmt's indentation: to the end of the item's first line, or to the brace that closes it.
+            let end = format!("{}}}", &line[..line.len() - code.len()]);
+            let mut item = lines.by_ref().skip_while(|line| line.trim_start().starts_with("#["));
+            if item.next().is_some_and(|first| !first.ends_with(';') && !first.ends_with('}') && !first.ends_with(','))
+            {
+                item.find(|line| *line == end);
+            }
+        } else if !code.starts_with("//") {
+            kept += line.split(" // ").next().unwrap_or_default();
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
+/// All text of the tool and the library.
 fn sources() -> String {
     let mut text = String::new();
     let mut directories =
@@ -193,12 +255,20 @@ fn sources() -> String {
         for entry in fs::read_dir::<std::path::PathBuf>(directory).expect("a directory of sources") {
             let path = entry.expect("an entry").path();
             match path.is_dir() {
+                _ if path.file_stem().is_some_and(|name| name == "tests") => {}
                 true => directories.push(path),
-                false => text += &fs::read_to_string(path).expect("a source"),
+                false => text += &in_tool(&fs::read_to_string(path).expect("a source")),
             }
         }
     }
     text
+}
+
+#[test]
+fn comments_and_unit_tests_are_in_no_tool() {
+    let source = "//! a\nfn b() {\n    c(); // d\n    #[cfg(test)]\n    e();\n    #[cfg(test)]\n    if f {\n        g();\n    }\n}\n\
+                  #[cfg(test)]\nmod tests;\n/// h\nfn i() {}\n#[cfg(test)]\nmod tests {\n    fn j() {\n    }\n}\nfn k() {}\n";
+    assert_eq!(in_tool(source), "fn b() {\n    c();\n}\nfn i() {}\nfn k() {}\n");
 }
 
 /// What somebody searches for is what is printed: its fixed parts stand in the sources.

@@ -7,14 +7,14 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use pki::Authority;
 use rustix::process::{Signal, kill_process};
 use support::echo::{assert_echoes, connect, echo_on};
-use support::host::first_child;
+use support::host::{Host, first_child};
 use support::process::{Finished, Process, Run};
 use support::tool::{forward, tool};
 use support::{PATIENCE, Scratch, need, need_root, wait_for};
@@ -139,6 +139,14 @@ libvirt = true
 migrate = true
 ";
 
+/// An echo whose socket is like QEMU's: open to another user alone.
+#[track_caller]
+fn echo_of_nobody(path: &Path) {
+    echo_on(path);
+    chown(path, Some(65_534), Some(65_534)).expect("another owner");
+    fs::set_permissions(path, PermissionsExt::from_mode(0o600)).expect("a mode");
+}
+
 /// No systemd runs here: the capabilities are taken away by another program, and the calls of the system written down, from start to end.
 #[test]
 fn serve_needs_nothing_that_the_unit_forbids() {
@@ -156,13 +164,7 @@ fn serve_needs_nothing_that_the_unit_forbids() {
         let len = systemd.recv(&mut told).expect("what systemd is told");
         assert!(told[..len].starts_with(word.as_bytes()), "not {word}: {}", String::from_utf8_lossy(&told[..len]));
     };
-    // As QEMU's sockets are.
-    let echo = |path: &Path| {
-        echo_on(path);
-        chown(path, Some(65_534), Some(65_534)).expect("another owner");
-        fs::set_permissions(path, PermissionsExt::from_mode(0o600)).expect("a mode");
-    };
-    echo(&path("far"));
+    echo_of_nobody(&path("far"));
 
     let strace = Run::new("strace", "strace").args(["-D", "-f", "-qq", "--signal=none", "-o"]).arg(path("trace"));
     let serve = tool().args(["serve", "--config"]).arg(path("serve.toml")).under(strace).under(limited_by(&unit));
@@ -182,7 +184,7 @@ fn serve_needs_nothing_that_the_unit_forbids() {
     let made = path("migrations").join(&migration["migration/".len()..]);
     let found = fs::metadata(&made).expect("the directory");
     assert_eq!((found.mode() & 0o777, found.uid(), found.gid()), (0o750, 65_534, 65_534));
-    echo(&made.join("disks.sock"));
+    echo_of_nobody(&made.join("disks.sock"));
     for near in &near[1..] {
         assert_echoes(&connect(near), b"seen by strace");
     }
@@ -201,6 +203,11 @@ fn serve_needs_nothing_that_the_unit_forbids() {
     assert!(called.contains("epoll_wait") && called.contains("accept4"), "{called:?}");
     let beyond: Vec<_> = called.difference(&allowed).collect();
     assert!(beyond.is_empty(), "the unit's SystemCallFilter= forbids {beyond:?}");
+    // It cannot see what modes the call asks for, and so has it answer that there is no such call.
+    assert!(
+        called.contains("openat2") && !unit.contains("\nRestrictSUIDSGID=yes"),
+        "RestrictSUIDSGID= forbids openat2"
+    );
 }
 
 /// A Debian in a folder, as its installer would make it.
@@ -275,13 +282,34 @@ impl Booted {
         this
     }
 
-    fn run(&self, script: &str) -> Option<Finished> {
+    fn inside(&self, script: &str) -> Option<Run> {
         let target = format!("--target={}", first_child(self.nspawn.pid())?.as_raw_nonzero());
         let nsenter = Run::new("nsenter", "util-linux").named(script).arg(target);
         let inside = nsenter.args(
             "--mount --net --ipc --uts --pid --root --wd env PATH=/usr/sbin:/usr/bin:/sbin:/bin bash -c".split(' '),
         );
-        Some(inside.arg(script).finish(PATIENCE))
+        Some(inside.arg(script))
+    }
+
+    fn run(&self, script: &str) -> Option<Finished> {
+        Some(self.inside(script)?.finish(PATIENCE))
+    }
+
+    /// A path in it, as seen from outside, with what is mounted there.
+    #[track_caller]
+    fn path(&self, path: &str) -> PathBuf {
+        let init = first_child(self.nspawn.pid()).expect("a systemd").as_raw_nonzero();
+        PathBuf::from(format!("/proc/{init}/root{path}"))
+    }
+
+    /// Whether serve, behind all that the unit hides, sees a file made there.
+    #[track_caller]
+    fn is_seen_below(&self, directory: &str) -> bool {
+        self.succeed(&format!("mkdir -p {directory} && touch {directory}/of-a-test"));
+        let serve = "nsenter --mount --root --target $(systemctl show -P MainPID virbistream.service)";
+        let said = self.succeed(&format!("{serve} test -e {directory}/of-a-test && echo seen || echo hidden"));
+        self.succeed(&format!("rm {directory}/of-a-test"));
+        said == "seen\n"
     }
 
     #[track_caller]
@@ -292,11 +320,134 @@ impl Booted {
     }
 }
 
-fn package(directory: &Path) -> PathBuf {
+fn packaging(script: &Path, directory: &Path) -> Run {
     need("dpkg-shlibdeps", "dpkg-dev");
-    let script = Path::new(PACKAGING).join("debian");
-    let made = Run::at("packaging/debian", &script).arg(env!("CARGO_BIN_EXE_virbistream")).arg(directory);
+    Run::at("packaging/debian", script).arg(env!("CARGO_BIN_EXE_virbistream")).arg(directory)
+}
+
+#[track_caller]
+fn package(directory: &Path) -> PathBuf {
+    let made = packaging(&Path::new(PACKAGING).join("debian"), directory);
     made.succeed(5 * PATIENCE).stdout.trim().into()
+}
+
+#[track_caller]
+fn unpack(package: &Path, into: &Path) {
+    Run::new("dpkg-deb", "dpkg").arg("-x").arg(package).arg(into).succeed(PATIENCE);
+}
+
+#[test]
+fn the_package_has_its_units_below_usr_and_the_notices_of_all_that_is_linked_in() {
+    let scratch = Scratch::new();
+    unpack(&package(scratch.path()), &scratch.join("root"));
+    let path = |path: &str| scratch.join("root").join(path);
+    for unit in ["virbistream.service", "virbistream.socket"] {
+        assert!(path("usr/lib/systemd/system").join(unit).exists(), "{unit}");
+    }
+    assert!(!path("lib").exists(), "Debian's /lib is a link to /usr/lib");
+    let document = path("usr/share/doc/virbistream");
+    let copyright = fs::read_to_string(document.join("copyright")).expect("the licence");
+    assert!(copyright.contains("third-party.gz"), "{copyright}");
+    let notices = Run::new("gzip", "gzip").arg("-dc").arg(document.join("third-party.gz")).succeed(PATIENCE).stdout;
+    let texts: Vec<_> = notices.split("\n====").collect();
+    for (owner, words) in [
+        ("ring 0.", "Brian Smith"),
+        ("ring 0.", "fiat-crypto"),
+        ("rustls 0.", "Joseph Birr-Pixton"),
+        ("rustls-webpki 0.", "Brian Smith"),
+        ("subtle 2.", "Isis Agora Lovecruft"),
+    ] {
+        let has = |text: &str| text.contains(&format!("\n{owner}")) && text.contains(words);
+        assert!(texts[1..].iter().any(|text| has(text)), "no text of {owner} has {words}");
+    }
+    assert!(texts.last().is_some_and(|text| text.contains("The Rust Standard Library")), "Rust's own is missing");
+    let crates = texts[0].lines().filter(|line| line.contains(": ")).count();
+    assert!(crates > 50 && !texts[0].contains("virbistream 0."), "{}", texts[0]);
+}
+
+/// The sources of this workspace elsewhere, of which packaging and changelog can be changed.
+#[track_caller]
+fn elsewhere(root: &Path) {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for entry in fs::read_dir(&sources).expect("the sources").map(|entry| entry.expect("an entry")) {
+        let (from, to) = (entry.path(), root.join(entry.file_name()));
+        match entry.file_name().to_str() {
+            Some("packaging" | "CHANGELOG.md") => {
+                Run::new("cp", "coreutils").arg("-r").arg(from).arg(to).succeed(PATIENCE);
+            }
+            Some(".git" | "target") => {}
+            _ => symlink(from.canonicalize().expect("a path"), to).expect("a link"),
+        }
+    }
+}
+
+/// The time of what is in a package that is made there.
+#[track_caller]
+fn time_of_package_from(root: &Path) -> i64 {
+    let into = Scratch::new();
+    let unsaid = Run::new("env", "coreutils").arg("--unset=SOURCE_DATE_EPOCH");
+    let made = packaging(&root.join("packaging/debian"), into.path()).under(unsaid).succeed(5 * PATIENCE);
+    unpack(Path::new(made.stdout.trim()), &into.join("root"));
+    fs::metadata(into.join("root/usr/bin/virbistream")).expect("the binary").mtime()
+}
+
+#[test]
+fn the_time_of_what_is_in_the_package_is_that_of_the_commit_or_of_the_changelog() {
+    let sources = Scratch::new();
+    elsewhere(sources.path());
+    Run::new("touch", "coreutils").arg("--date=@1500000000").arg(sources.join("CHANGELOG.md")).succeed(PATIENCE);
+    assert_eq!(time_of_package_from(sources.path()), 1_500_000_000);
+    let git = || Run::new("git", "git").arg("-C").arg(sources.path());
+    git().args(["init", "--quiet"]).succeed(PATIENCE);
+    let who = ["-c", "user.name=A Test", "-c", "user.email=test@virbistream.invalid", "-c", "commit.gpgsign=false"];
+    let commit = git().args(who).args(["commit", "--quiet", "--allow-empty", "--message=empty"]);
+    let at = Run::new("env", "coreutils").arg("GIT_COMMITTER_DATE=@1600000000 +0000");
+    commit.under(at).succeed(PATIENCE);
+    assert_eq!(time_of_package_from(sources.path()), 1_600_000_000);
+}
+
+#[test]
+fn no_package_is_made_without_the_notices_of_what_is_linked_in() {
+    let scratch = Scratch::new();
+    let empty = Run::new("env", "coreutils").arg(format!("CARGO_HOME={}", scratch.path().display()));
+    let run = packaging(&Path::new(PACKAGING).join("debian"), scratch.path()).under(empty);
+    run.finish(PATIENCE).assert_failed_saying(&["the sources of the crates are not here"]);
+    let left: Vec<_> = fs::read_dir(scratch.path()).expect("a directory").flatten().map(|entry| entry.path()).collect();
+    assert!(!left.iter().any(|path| path.extension().is_some_and(|extension| extension == "deb")), "{left:?}");
+}
+
+/// systemd bears five starts in ten seconds, and a sixth is the last.
+#[test]
+fn systemd_never_gives_the_service_up() {
+    let unit = fs::read_to_string(format!("{PACKAGING}/virbistream.service")).expect("the unit");
+    let pause = unit.lines().find_map(|line| line.strip_prefix("RestartSec=")?.parse().ok());
+    assert!(pause.is_some_and(|seconds: u32| 5 * seconds > 10), "{pause:?}");
+    assert!(!unit.contains("StartLimit"), "other limits than systemd's own");
+}
+
+/// The directory of a migration is made, for QEMU, and what QEMU listens on in it is reached.
+#[track_caller]
+fn assert_migration_reaches_another_users_socket(booted: &Booted) {
+    let migration = "7d5bd8b9-2d43-4f4f-9d1f-0a1c3f1f9c55";
+    let script = format!(
+        "exec virbistream forward --peer tls://127.0.0.1:16515 --pki /pki \
+         --socket migration/{migration}/directory=/run/near-directory --socket migration/{migration}/disks=/run/near-disks"
+    );
+    let forward = booted.inside(&script).expect("a systemd").start();
+    forward.ready();
+    let mut said = String::new();
+    let mut held = BufReader::new(connect(&booted.path("/run/near-directory")));
+    held.read_line(&mut said).expect("where the directory is");
+    let inside = format!("/run/virbistream/migrations/{migration}");
+    assert!(said.contains(&inside), "{said}");
+    let made = booted.path(&inside);
+    let found = fs::metadata(&made).expect("the directory");
+    assert_eq!((found.mode() & 0o777, found.uid(), found.gid()), (0o700, 65_534, 65_534));
+    echo_of_nobody(&made.join("disks.sock"));
+    assert_echoes(&connect(&booted.path("/run/near-disks")), b"through the unit's limits");
+    drop(held);
+    wait_for("the directory to go", PATIENCE, || (!made.exists()).then_some(()));
+    Host::end(forward);
 }
 
 /// By hand: it takes rights that a container may not give.
@@ -312,11 +463,23 @@ fn systemd_starts_reloads_and_stops_the_service() {
         "install -D /pki/cacert.pem /etc/pki/CA/cacert.pem && install -D -t /etc/pki/libvirt /pki/servercert.pem && \
          install -D -m 600 -t /etc/pki/libvirt/private /pki/serverkey.pem",
     );
+    // As guides have it, in which QEMU is not root.
+    booted.succeed("sed -i 's/^owner = .*/owner = \"65534:65534\"/' /etc/virbistream/serve.toml");
     let status = || booted.succeed("systemctl show -P ActiveState -P StatusText virbistream.service");
     let probe = || booted.succeed("virbistream probe 'tls://127.0.0.1:16515?pkipath=/pki'");
     booted.succeed("systemctl enable --now virbistream.socket virbistream.service");
     assert_eq!(status(), "listening on tls://[::]:16515\nactive\n");
     assert!(probe().starts_with("bistream\n"));
+    assert_migration_reaches_another_users_socket(&booted);
+    for hidden in ["/home", "/root", "/run/user", "/tmp", "/var/tmp", "/dev"] {
+        assert!(!booted.is_seen_below(hidden), "{hidden} is seen");
+    }
+    for seen in ["/srv", "/run/qemu", "/var/lib/libvirt", "/dev/shm"] {
+        assert!(booted.is_seen_below(seen), "{seen} is hidden");
+    }
+    let restart =
+        booted.succeed("systemctl show -P RestartUSec -P StartLimitIntervalUSec -P StartLimitBurst virbistream");
+    assert_eq!(restart, "5s\n10s\n5\n", "it may be given up");
     assert_eq!(booted.succeed("virbistream ticket --control /run/virbistream/control --target disks").trim().len(), 64);
     booted.succeed("systemctl reload virbistream.service || { journalctl -u virbistream | cat; exit 1; }");
     booted.succeed("echo wrong >>/etc/virbistream/serve.toml; ! systemctl reload virbistream.service");

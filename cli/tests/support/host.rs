@@ -69,7 +69,7 @@ exec chroot . sh -c 'cd /root; libvirtd & wait $!; exec sleep infinity'
 const SYSTEMCTL: &str = r#"#!/bin/sh
 set -e
 [ "$*" = "enable --now virbistream.socket virbistream.service" ] || { echo "systemctl $*: not known to this test" >&2; exit 1; }
-of() { sed -n "s/^$1=//p" "/lib/systemd/system/virbistream.$2"; }
+of() { sed -n "s/^$1=//p" "/usr/lib/systemd/system/virbistream.$2"; }
 exec 3>&-
 setsid -f systemd-socket-activate -l "$(of ListenStream socket)" --fdname="$(of FileDescriptorName socket)" $(of ExecStart service) -v \
   >/mnt/shared/serve.out 2>&1 </dev/null
