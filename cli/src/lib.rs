@@ -58,7 +58,7 @@ fn run(cli: &Cli, inherited: Inherited, stderr: &Stderr) -> ExitCode {
     let done = |()| ExitCode::SUCCESS;
     let result = match &cli.command {
         Command::Migrate(args) => {
-            migrate::run(args).map(done).map_err(|failure| (ExitCode::from(failure.code()), failure.to_string()))
+            migrate::run(args, stderr).map(done).map_err(|failure| (ExitCode::from(failure.code()), failure.to_string()))
         }
         Command::Serve(args) => serve::run(args, inherited).map(done).map_err(failed),
         Command::CheckConfig(args) => serve::check(&args.file).map(done).map_err(failed),

@@ -18,11 +18,12 @@ impl Passing {
         disk
     }
 
-    /// What all connections did to an export; `None` where none was understood.
+    /// What all connections did to an export; `None` where there is none, or one was not understood.
     pub(super) fn of(&self, export: &str) -> Option<Figures> {
         let known = self.0.lock();
-        let figures = known.iter().filter_map(|disk| disk.figures()).filter(|figures| figures.export == export);
-        figures.reduce(|all, more| Figures {
+        let of_it = known.iter().filter(|disk| disk.export() == Some(export));
+        let figures: Option<Vec<_>> = of_it.map(|disk| disk.figures()).collect();
+        figures?.into_iter().reduce(|all, more| Figures {
             written: all.written + more.written,
             zeroed: all.zeroed + more.zeroed,
             trimmed: all.trimmed + more.trimmed,

@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 
 use super::{Context, Peer, Phase, TURN};
+use crate::io::counters::add;
 use crate::io::front::{Front, Passing};
 use crate::io::link::Received;
 use crate::io::places::Place as Seat;
@@ -64,6 +65,7 @@ impl Peer {
                 Ok(Received::Bytes(len)) => {
                     budget = budget.saturating_sub(len);
                     self.received += len as u64;
+                    add(&cx.handle.shared.tally.received_bytes, len as u64);
                     self.on_bytes(cx, &scratch[..len]);
                     true
                 }
