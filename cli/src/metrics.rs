@@ -229,7 +229,27 @@ fn family(out: &mut String, name: &str, help: &str, kind: &str, samples: impl In
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use virbistream::io::Dispatcher;
+
     use super::*;
+    use crate::nbd::Disks;
+
+    #[test]
+    fn an_event_loop_that_is_busy_keeps_no_answer_back() {
+        // It never runs.
+        let dispatcher = Dispatcher::new(drop).expect("a dispatcher");
+        let desk = Desk::new(dispatcher.handle(), Disks::default(), None);
+        let (mut ours, theirs) = UnixStream::pair().expect("two sockets");
+        ours.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("room");
+        answer(&mut Link::Unix(theirs), &desk).expect("an answer");
+        let mut said = String::new();
+        ours.read_to_string(&mut said).expect("text");
+        assert!(said.contains("virbistream_sessions 0\n"), "{said}");
+        assert_eq!(desk.answer(&serde_json::json!({ "status": {} })).expect("an answer")["partial"], true);
+    }
 
     #[test]
     fn values_of_labels_are_escaped() {

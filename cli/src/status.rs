@@ -67,7 +67,8 @@ fn watch(ask: impl Fn() -> Result<Value, String>, ended: &Receiver<c_int>) -> Re
 fn ended() -> io::Result<Receiver<c_int>> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
     let (tell, told) = mpsc::channel();
-    thread::Builder::new().spawn(move || signals.forever().take_while(|signal| tell.send(*signal).is_ok()).for_each(drop))?;
+    thread::Builder::new()
+        .spawn(move || signals.forever().take_while(|signal| tell.send(*signal).is_ok()).for_each(drop))?;
     Ok(told)
 }
 

@@ -92,12 +92,7 @@ impl Write for Stderr {
 }
 
 /// That stderr fails can be said nowhere.
-fn write_all(
-    mut out: impl Write,
-    messages: &Receiver<Message>,
-    (counts, bars): (&Counts, &Bars),
-    format: LogFormat,
-) {
+fn write_all(mut out: impl Write, messages: &Receiver<Message>, (counts, bars): (&Counts, &Bars), format: LogFormat) {
     let mut last = Vec::new();
     for message in messages {
         match message {

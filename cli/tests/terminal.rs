@@ -102,10 +102,13 @@ impl Migrating {
         fs::create_dir(&bin).and_then(|()| fs::create_dir(&base)).expect("new directories");
         fs::write(bin.join("virsh"), VIRSH.replace("DIR", &bin.display().to_string())).expect("a new file");
         fs::set_permissions(bin.join("virsh"), PermissionsExt::from_mode(0o755)).expect("a mode");
-        let serve = serve(ANY_PORT, []).args(["--libvirt", "unix:/nowhere", "--migrations"]).arg(&base).start();
-        let (peer, bin, base) = (serve.ready(), bin.display(), base.display());
+        let socket = scratch.join("serve").display().to_string();
+        let serve = serve(&format!("unix:{socket}"), []).args(["--libvirt", "unix:/nowhere", "--migrations"]);
+        let serve = serve.arg(&base).start();
+        serve.ready();
+        let (bin, base) = (bin.display(), base.display());
         let script = format!(
-            "mount -t tmpfs tmpfs {base} && PATH={bin}:$PATH exec {TOOL} {options} migrate web {peer} --base {base}"
+            "mount -t tmpfs tmpfs {base} && PATH={bin}:$PATH exec {TOOL} {options} migrate web unix://{socket} --base {base}"
         );
         fs::write(&command, script).expect("a new file");
         let separate = format!("unshare --mount sh {}", command.display());

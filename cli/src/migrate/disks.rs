@@ -33,3 +33,23 @@ impl Passing {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_of_which_one_connection_was_not_understood_has_no_figures() {
+        let passing = Passing::default();
+        assert_eq!(passing.of("vda"), None);
+        let connections = ["vda", "vda", "vdb"].map(|export| {
+            let disk = passing.add();
+            disk.begin(export.into(), 4096);
+            disk
+        });
+        assert_eq!(passing.of("vda").map(|all| all.size), Some(4096));
+        connections[1].fall_silent();
+        assert_eq!(passing.of("vda"), None);
+        assert!(passing.of("vdb").is_some());
+    }
+}

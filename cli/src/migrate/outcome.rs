@@ -97,3 +97,16 @@ impl From<running::Error> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_migration_that_could_not_be_watched_is_where_it_was_only_if_libvirt_says_so() {
+        let unwatched = |guest| Failure::Unwatched { why: "no thread".into(), guest };
+        let here = unwatched(Guest::Here("running".into()));
+        assert_eq!((here.code(), here.state()), (1, Some("running")));
+        assert_eq!(unwatched(Guest::Unknown("it is shut off at the source".into())).code(), 8);
+    }
+}

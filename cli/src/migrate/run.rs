@@ -222,7 +222,8 @@ fn summary(tunnel: &Tunnel, name: &str, domain: &Domain, time: Duration, last: &
     let figures = |disk: &Disk| disk.export.as_deref().and_then(|export| tunnel.passing.of(export));
     let disks: Vec<_> = domain.disks.iter().map(figures).collect();
     // Where the observer understood nothing, libvirt's job tells what it had done when it was looked at last.
-    let written = |(disk, (_, moved)): (&Option<Figures>, &(_, Moved))| disk.as_ref().map_or(moved.done, |it| it.written);
+    let written =
+        |(disk, (_, moved)): (&Option<Figures>, &(_, Moved))| disk.as_ref().map_or(moved.done, |it| it.written);
     let written: u64 = disks.iter().zip(&last.disks).map(written).sum();
     let is_partial = disks.iter().any(Option::is_none);
     let bytes = written + memory;
@@ -236,7 +237,8 @@ fn summary(tunnel: &Tunnel, name: &str, domain: &Domain, time: Duration, last: &
         bytes >> 20,
         time.as_secs_f64()
     );
-    let each = last.disks.iter().zip(disks).map(|((target, _), disk)| (target.clone(), json!(disk.map(|it| it.json()))));
+    let each =
+        last.disks.iter().zip(disks).map(|((target, _), disk)| (target.clone(), json!(disk.map(|it| it.json()))));
     let figures = json!({
         "seconds": time.as_secs_f64(),
         "disk_bytes": written,

@@ -75,7 +75,7 @@ impl Disk {
         (!self.silent.load(Ordering::Relaxed)).then_some(figures)
     }
 
-    pub(super) fn begin(&self, mut export: String, size: u64) {
+    pub(crate) fn begin(&self, mut export: String, size: u64) {
         if let Some((end, _)) = export.char_indices().nth(NAME_MAX) {
             export.truncate(end);
             export.push('…');
@@ -87,7 +87,7 @@ impl Disk {
         self.counts.count(done);
     }
 
-    pub(super) fn fall_silent(&self) {
+    pub(crate) fn fall_silent(&self) {
         self.silent.store(true, Ordering::Relaxed);
     }
 }
