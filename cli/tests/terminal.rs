@@ -3,6 +3,7 @@
 mod support;
 
 use rustix::process::Signal;
+use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use support::echo::{connect, echo_on};
@@ -71,7 +72,7 @@ there=; case "$*" in *socket=*) there=1;; esac
 case "$*" in
 *version*) echo "Running against daemon: 9.0.0"; echo "Running hypervisor: QEMU 7.2.0";;
 *capabilities*) echo "<capabilities><host><uuid>host$there</uuid></host></capabilities>";;
-*pool-list*) echo pool;;
+*pool-list*) printf 'po\033[2Jol\n';;
 *pool-dumpxml*) echo "<pool><target><path>DIR</path></target><available>99999999</available></pool>";;
 *dumpxml*) echo "<domain type='qemu'><name>web</name><uuid>5d0fd4d4-0c3e-4a4c-b2f0-3f3d7d6f2b11</uuid><devices>
 <disk type='file' device='disk'><source file='DIR/vda'/><target dev='vda'/></disk></devices></domain>";;
@@ -108,7 +109,7 @@ impl Migrating {
         serve.ready();
         let (bin, base) = (bin.display(), base.display());
         let script = format!(
-            "mount -t tmpfs tmpfs {base} && PATH={bin}:$PATH exec {TOOL} {options} migrate web unix://{socket} --base {base}"
+            "mount -t tmpfs tmpfs {base} && PATH={bin}:$PATH exec {TOOL} migrate web unix://{socket} --base {base} {options}"
         );
         fs::write(&command, script).expect("a new file");
         let separate = format!("unshare --mount sh {}", command.display());
@@ -131,7 +132,7 @@ impl Migrating {
 }
 
 #[test]
-fn bars_fit_their_terminal_end_full_and_lines_of_the_log_go_above_them() {
+fn bars_fit_their_terminal_end_full_and_what_is_said_then_stays() {
     let migrating = Migrating::start(Some("xterm"), "-v");
     wait_for("the memory's bar", PATIENCE, || migrating.running.stdout.text().contains(" 50 %").then_some(()));
     let said = migrating.end();
@@ -139,10 +140,12 @@ fn bars_fit_their_terminal_end_full_and_lines_of_the_log_go_above_them() {
         let drawn = said.rsplit(['\r', '\n', '\u{1b}']).find(|piece| piece.contains(bar) && piece.contains(" %"));
         assert!(drawn.is_some_and(|drawn| drawn.contains("100 %")), "{bar}: {said:?}");
     }
+    assert!(said.contains(r"in the pool `po\u{1b}[2Jol`"), "{said:?}");
+    // It moves up no more where the sentence is, which stays.
+    let (_, end) = said.split_once("`web` is paused at the destination: ").expect("the sentence");
+    assert!(end.contains("\r\nvirbistream: draining\r\n") && !end.contains('\u{1b}'), "{said:?}");
     // What is known of each bar is on its one line.
     assert!(said.contains("5.00 MiB, 1.00 MiB/s"), "{said:?}");
-    // The destination's word for its state.
-    assert!(said.contains("`web` is paused at the destination: "), "{said:?}");
 }
 
 #[test]
@@ -156,4 +159,24 @@ fn a_terminal_that_cannot_draw_has_lines_and_a_migration_that_stands_still_says_
         });
         assert!(!migrating.end().contains('\u{1b}'));
     }
+}
+
+#[test]
+fn programs_are_told_of_the_whole_at_last_and_of_what_is_not_known() {
+    let migrating = Migrating::start(None, "--json");
+    wait_for("progress", PATIENCE, || migrating.running.stdout.text().contains("3145728").then_some(()));
+    let said = migrating.end();
+    let said: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let [.., progress, done] = &said[..] else { panic!("{said:?}") };
+    assert_eq!((&progress["event"], &done["event"]), (&json!("progress"), &json!("done")));
+    for moved in [&progress["disks"]["vda"], &progress["memory"]] {
+        assert_eq!((&moved["done"], moved["total"].is_u64()), (&moved["total"], true), "{progress}");
+    }
+    // No NBD connection was seen: it is what the job had done.
+    let figures = &done["figures"];
+    assert_eq!(
+        json!([figures["disk_bytes"], figures["partial"], figures["disks"]["vda"]]),
+        json!([3_145_728, true, null])
+    );
+    assert_eq!(figures["guest"], "paused");
 }

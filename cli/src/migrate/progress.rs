@@ -141,9 +141,35 @@ pub(super) fn pairs(said: &str, between: char) -> BTreeMap<String, u64> {
 
 /// How it is said.
 pub(super) enum Said {
-    Bars(MultiProgress, Mutex<BTreeMap<String, ProgressBar>>),
+    Bars(Bars),
     Lines(Mutex<Instant>),
     Json,
+}
+
+/// On a terminal, where the log goes, too.
+pub(super) struct Bars {
+    all: MultiProgress,
+    shown: Mutex<BTreeMap<String, ProgressBar>>,
+    log: Stderr,
+}
+
+impl Bars {
+    fn show(&self, name: String, moved: Moved) {
+        let mut shown = self.shown.lock();
+        let bar = shown.entry(name.clone()).or_insert_with(|| {
+            self.log.write_above(Some(self.all.clone()));
+            self.all.add(bar(&name))
+        });
+        bar.set_length(moved.total);
+        bar.set_position(moved.done);
+        bar.set_message(passed(moved));
+    }
+
+    /// They stay as they are, and what is said from now on comes below them.
+    fn leave(&self) {
+        self.shown.lock().values().for_each(ProgressBar::abandon);
+        self.log.write_above(None);
+    }
 }
 
 impl Said {
@@ -156,8 +182,7 @@ impl Said {
         if !io::stderr().is_terminal() || bars.is_hidden() {
             return Self::Lines(Mutex::new(Instant::now()));
         }
-        stderr.write_above(Some(bars.clone()));
-        Self::Bars(bars, Mutex::default())
+        Self::Bars(Bars { all: bars, shown: Mutex::default(), log: stderr.clone() })
     }
 
     /// Whether it is to be told of progress where there is none, too.
@@ -175,7 +200,7 @@ impl Said {
     pub(super) fn note(&self, text: &str) {
         match self {
             Self::Json => say(&json!({ "event": "note", "text": text }).to_string()),
-            Self::Bars(bars, _) => drop(bars.println(Escaped(text).to_string())),
+            Self::Bars(bars) => drop(bars.all.println(Escaped(text).to_string())),
             Self::Lines(_) => say(&Escaped(text).to_string()),
         }
     }
@@ -192,13 +217,9 @@ impl Said {
                 let disks: serde_json::Map<String, Value> = disks.collect();
                 say(&json!({ "event": "progress", "disks": disks, "memory": moved(&snapshot.memory) }).to_string());
             }
-            Self::Bars(bars, shown) => all().filter(|(_, moved)| moved.total > 0).for_each(|(name, moved)| {
-                let mut shown = shown.lock();
-                let bar = shown.entry(name.clone()).or_insert_with(|| bars.add(bar(&name)));
-                bar.set_length(moved.total);
-                bar.set_position(moved.done);
-                bar.set_message(passed(moved));
-            }),
+            Self::Bars(bars) => {
+                all().filter(|(_, moved)| moved.total > 0).for_each(|(name, moved)| bars.show(name, moved));
+            }
             Self::Lines(last) => {
                 let mut last = last.lock();
                 if last.elapsed() >= LINES {
@@ -213,9 +234,13 @@ impl Said {
 
     /// For programs; to others the sentence alone is said, on stderr.
     pub(super) fn failed(&self, failure: &Failure) {
-        if let Self::Json = self {
-            let (code, guest) = (failure.code(), failure.state());
-            say(&json!({ "event": "failed", "code": code, "text": failure.to_string(), "guest": guest }).to_string());
+        match self {
+            Self::Json => {
+                let (code, guest, text) = (failure.code(), failure.state(), failure.to_string());
+                say(&json!({ "event": "failed", "code": code, "text": text, "guest": guest }).to_string());
+            }
+            Self::Bars(bars) => bars.leave(),
+            Self::Lines(_) => {}
         }
     }
 
@@ -229,9 +254,9 @@ impl Said {
                 self.progress(&whole);
                 say(&json!({ "event": "done", "text": text, "figures": figures }).to_string());
             }
-            Self::Bars(_, shown) => {
+            Self::Bars(bars) => {
                 self.progress(&whole);
-                shown.lock().values().for_each(ProgressBar::abandon);
+                bars.leave();
                 say(text);
             }
             Self::Lines(_) => say(text),

@@ -32,9 +32,7 @@ const NOTICE: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(args: &MigrateArgs, stderr: &Stderr) -> Result<(), Failure> {
     let said = Said::new(args.json, stderr);
-    let result = begin(args, &said).inspect_err(|failure| said.failed(failure));
-    stderr.write_above(None);
-    result
+    begin(args, &said).inspect_err(|failure| said.failed(failure))
 }
 
 fn begin(args: &MigrateArgs, said: &Said) -> Result<(), Failure> {
