@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn what_has_no_room_is_cut_and_counted() {
         assert_eq!(framed("12345\nab\n", (5, 2)), ["12345", "ab"]);
-        assert_eq!(framed("123456\nab\ncd\n", (5, 2)), ["1234…", "… 2…"]);
+        assert_eq!(framed("123456\nab\ncd\n", (5, 2)), ["1234…", "… 2 …"]);
         assert_eq!(framed("ab\ncd\nef\n", (80, 2)), ["ab", "… 2 more"]);
         let long = json!({ "name": "é".repeat(99) });
         assert_eq!(name(&long, "name").chars().count(), NAME_MAX);

@@ -66,7 +66,7 @@ fn interrupt(script: &Process) {
     rustix::process::kill_process(child, Signal::INT).expect("a signal");
 }
 
-/// libvirt at both ends, as far as migrate asks: the source's `migrate` goes on until the file `end` is there.
+/// libvirt at both ends, as far as migrate asks: the source's `migrate` calls the destination once the file `call` is there, and ends with `end`.
 const VIRSH: &str = r#"#!/bin/sh
 there=; case "$*" in *socket=*) there=1;; esac
 case "$*" in
@@ -83,7 +83,10 @@ case "$*" in
 *domjobinfo*--completed*) echo "memory_processed: 7340032";;
 *domjobinfo*) printf 'memory_processed: 5242880\nmemory_total: 10485760\nmemory_remaining: 5242880\nmemory_bps: 1048576\n';;
 *blockjob*) printf 'cur=3145728\nend=4194304\n';;
-*migrate*) until [ -e DIR/end ]; do sleep 0.05; done;;
+*migrate*)
+  until [ -e DIR/call ]; do sleep 0.05; done
+  for word; do case "$word" in *socket=*) socat -u /dev/null "UNIX-CONNECT:${word#*socket=}";; esac; done
+  until [ -e DIR/end ]; do sleep 0.05; done;;
 esac
 "#;
 
@@ -120,10 +123,17 @@ impl Migrating {
         Self { scratch, serve, running: run.start() }
     }
 
+    /// A file that virsh waits for.
+    #[track_caller]
+    fn make(&self, name: &str) {
+        fs::write(self.scratch.join("bin").join(name), "").expect("a new file");
+    }
+
     /// Has virsh end, and gives all that was said.
     #[track_caller]
     fn end(self) -> String {
-        fs::write(self.scratch.join("bin/end"), "").expect("a new file");
+        self.make("call");
+        self.make("end");
         let finished = self.running.finish(PATIENCE);
         assert!(finished.status.success(), "{finished}");
         self.serve.end_well(&[]);
@@ -132,10 +142,16 @@ impl Migrating {
 }
 
 #[test]
-fn bars_fit_their_terminal_end_full_and_what_is_said_then_stays() {
+fn bars_fit_their_terminal_below_the_log_and_end_full() {
     let migrating = Migrating::start(Some("xterm"), "-v");
     wait_for("the memory's bar", PATIENCE, || migrating.running.stdout.text().contains(" 50 %").then_some(()));
+    migrating.make("call");
+    let refused = "virbistream: session 1: no stream to `migration/";
+    wait_for("a line of the log", PATIENCE, || migrating.running.stdout.text().contains(refused).then_some(()));
     let said = migrating.end();
+    // The bars are cleared for it, and drawn again below.
+    let (before, behind) = said.split_once(refused).expect("the line");
+    assert!(before.ends_with("\u{1b}[2K\u{1b}[1A") && behind.contains("memory "), "{said:?}");
     for bar in ["disk vda ", "memory "] {
         let drawn = said.rsplit(['\r', '\n', '\u{1b}']).find(|piece| piece.contains(bar) && piece.contains(" %"));
         assert!(drawn.is_some_and(|drawn| drawn.contains("100 %")), "{bar}: {said:?}");
