@@ -1,7 +1,7 @@
 //! What a running command answers at its control socket and for its metrics.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use virbistream::io::{Counters, Handle, SessionStatus, StreamStatus};
@@ -40,6 +40,17 @@ impl Desk {
         self.handle.sessions(PATIENCE)
     }
 
+    /// All bytes so far, by name, and what they are: those of sessions and streams that are over, too.
+    pub(crate) fn bytes(&self) -> [(&'static str, &'static str, u64); 4] {
+        let (counters, disks) = (self.counters(), self.disks.all());
+        [
+            ("sent_bytes", "Bytes that links have taken, before TLS.", counters.sent_bytes),
+            ("received_bytes", "Bytes that came over links, behind TLS.", counters.received_bytes),
+            ("disk_written_bytes", "Bytes written to disks, by NBD's answers.", disks.written()),
+            ("disk_zeroed_bytes", "Bytes of disks zeroed, by NBD's answers.", disks.zeroed()),
+        ]
+    }
+
     /// What is known of a stream's disk.
     pub(crate) fn disk(&self, stream: &StreamStatus) -> Option<Figures> {
         self.disks.of(stream.stream)?.figures()
@@ -55,7 +66,7 @@ impl Desk {
             Some(("ticket", with)) => self.ticket(with),
             Some(("status", _)) => Ok(self.status()),
             Some(("limit", with)) => self.limit(with),
-            Some(("counters", _)) => Ok(counters_json(&self.counters())),
+            Some(("counters", _)) => Ok(self.counters_json()),
             _ => Err("asked for is `ticket`, `status`, `limit` or `counters`".into()),
         }
     }
@@ -76,7 +87,10 @@ impl Desk {
     }
 
     fn status(&self) -> Value {
+        let asked = Instant::now();
         let sessions = self.sessions();
+        // It waits for so long only where an event loop says nothing.
+        let partial = asked.elapsed() >= PATIENCE;
         let all: usize = sessions.iter().map(|session| session.streams.len()).sum();
         let mut left = STREAMS_MAX;
         let sessions = sessions.iter().map(|session| {
@@ -95,7 +109,7 @@ impl Desk {
             })
         });
         let sessions: Vec<_> = sessions.collect();
-        json!({ "sessions": sessions, "streams_left_out": all - (STREAMS_MAX - left) })
+        json!({ "sessions": sessions, "streams_left_out": all - (STREAMS_MAX - left), "partial": partial })
     }
 
     fn stream_json(&self, stream: &StreamStatus) -> Value {
@@ -114,6 +128,14 @@ impl Desk {
             "stalled_us": stream.stalled.as_micros() as u64,
             "disk": self.disk(stream).map(|disk| disk.json()),
         })
+    }
+
+    fn counters_json(&self) -> Value {
+        let counters = self.counters();
+        let counted = counted(&counters).into_iter().chain(self.bytes()).map(|(name, _, count)| (name, count));
+        let now = [("sessions_now", counters.sessions_now), ("half_open_now", counters.half_open_now)];
+        let all = counted.chain(now).map(|(name, count)| (name.to_owned(), json!(count)));
+        all.collect::<serde_json::Map<_, _>>().into()
     }
 
     /// Of everything, of a session, or of all streams to a target that stand now.
@@ -170,10 +192,4 @@ pub(crate) fn counted(counters: &Counters) -> [(&'static str, &'static str, u64)
         ("opens_over_rate", "Streams refused since too many were asked for in a second.", counters.opens_over_rate),
         ("opens_over_streams", "Streams refused since there were too many.", counters.opens_over_streams),
     ]
-}
-
-fn counters_json(counters: &Counters) -> Value {
-    let counted = counted(counters).into_iter().map(|(name, _, count)| (name, count));
-    let now = [("sessions_now", counters.sessions_now), ("half_open_now", counters.half_open_now)];
-    counted.chain(now).map(|(name, count)| (name.to_owned(), json!(count))).collect::<serde_json::Map<_, _>>().into()
 }

@@ -58,9 +58,9 @@ fn run(cli: &Cli, inherited: Inherited, stderr: &Stderr) -> ExitCode {
     logging::start(cli.verbose, cli.log_format, stderr);
     let done = |()| ExitCode::SUCCESS;
     let result = match &cli.command {
-        Command::Migrate(args) => {
-            migrate::run(args).map(done).map_err(|failure| (ExitCode::from(failure.code()), failure.to_string()))
-        }
+        Command::Migrate(args) => migrate::run(args, stderr)
+            .map(done)
+            .map_err(|failure| (ExitCode::from(failure.code()), failure.to_string())),
         Command::Serve(args) => serve::run(args, inherited).map(done).map_err(failed),
         Command::CheckConfig(args) => serve::check(&args.file).map(done).map_err(failed),
         Command::Ticket(args) => ticket::run(args).map(done).map_err(failed),

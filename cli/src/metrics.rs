@@ -16,7 +16,7 @@ use crate::link::Link;
 /// The longest request, in bytes.
 const REQUEST_MAX: usize = 8 * 1024;
 
-/// How long a request and its answer may take.
+/// How long a request may take to come, and its answer to go.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Requests at a time. On TCP every user of this host may hold some up; who minds has a UNIX socket.
@@ -73,7 +73,7 @@ impl Accepting {
             match link {
                 // Who asks and goes, or is slow, is nobody's concern.
                 Ok(mut link) => {
-                    let _ = answer(&mut link, desk, Instant::now() + PATIENCE);
+                    let _ = answer(&mut link, desk);
                 }
                 Err(error) => {
                     log::warn!("the metrics: {error}");
@@ -85,19 +85,22 @@ impl Accepting {
     }
 }
 
-fn answer(link: &mut Link, desk: &Desk, until: Instant) -> io::Result<()> {
-    let head = read_head(link, until)?;
-    let (status, body) = match head.split(' ').take(2).collect::<Vec<_>>()[..] {
-        ["GET", "/metrics"] => ("200 OK", text(desk)),
-        ["GET", _] => ("404 Not Found", "the metrics are at /metrics\n".to_owned()),
-        _ => ("405 Method Not Allowed", "GET alone is understood\n".to_owned()),
+fn answer(link: &mut Link, desk: &Desk) -> io::Result<()> {
+    let head = read_head(link, Instant::now() + PATIENCE)?;
+    let (method, target) = head.split_once(' ').unwrap_or_default();
+    let path = target.split([' ', '?']).next().unwrap_or_default();
+    let (status, body) = match (method, path) {
+        ("GET", "/metrics") => ("200 OK", text(desk)),
+        ("GET", _) => ("404 Not Found", "the metrics are at /metrics\n".to_owned()),
+        _ => ("405 Method Not Allowed\r\nAllow: GET", "GET alone is understood\n".to_owned()),
     };
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n",
         body.len()
     );
-    link.write_all((head + &body).as_bytes(), until)?;
+    // Event loops that are busy have taken their time for it.
+    link.write_all((head + &body).as_bytes(), Instant::now() + PATIENCE)?;
     link.finish()
 }
 
@@ -117,7 +120,7 @@ fn read_head(link: &mut Link, until: Instant) -> io::Result<String> {
 fn text(desk: &Desk) -> String {
     let (counters, sessions) = (desk.counters(), desk.sessions());
     let mut out = String::new();
-    for (name, help, count) in counted(&counters) {
+    for (name, help, count) in counted(&counters).into_iter().chain(desk.bytes()) {
         family(&mut out, &format!("{name}_total"), help, "counter", [(String::new(), count as f64)]);
     }
     let now = [
@@ -136,8 +139,14 @@ fn text(desk: &Desk) -> String {
 }
 
 fn of_sessions(out: &mut String, sessions: &[SessionStatus]) {
-    let labels =
-        |session: &SessionStatus| labels(&[("session", &session.session.to_string()), ("peer", &session.peer)]);
+    let labels = |session: &SessionStatus, peer: Option<&str>| {
+        let number = session.session.to_string();
+        let named = [Some(("session", &*number)), peer.map(|peer| ("peer", peer))];
+        labels(&named.into_iter().flatten().collect::<Vec<_>>())
+    };
+    let infos = sessions.iter().map(|session| (labels(session, Some(&session.peer)), 1.0));
+    family(out, "session_info", "Whom it is with: always 1.", "gauge", infos);
+    let labels = |session| labels(session, None);
     let round_trips = sessions.iter().filter_map(|session| Some((labels(session), session.round_trip?.as_secs_f64())));
     family(out, "session_round_trip_seconds", "The last round trip measured.", "gauge", round_trips);
     let sent = sessions.iter().map(|session| (labels(session), session.sent as f64));
@@ -180,12 +189,12 @@ fn of_disks(out: &mut String, desk: &Desk, streams: &[Standing<'_>]) {
     let disks: Vec<_> = streams.iter().filter_map(|standing| Some((standing, desk.disk(standing.1)?))).collect();
     type Figure = fn(&crate::nbd::Figures) -> u64;
     let figures: [(&str, &str, &str, Figure); 6] = [
-        ("disk_size_bytes", "The disk's size.", "gauge", |disk| disk.size),
-        ("disk_written_bytes_total", "Bytes written, by NBD's answers.", "counter", |disk| disk.written),
-        ("disk_zeroed_bytes_total", "Bytes zeroed, by NBD's answers.", "counter", |disk| disk.zeroed),
-        ("disk_trimmed_bytes_total", "Bytes trimmed, by NBD's answers.", "counter", |disk| disk.trimmed),
-        ("disk_read_bytes_total", "Bytes read, by NBD's answers.", "counter", |disk| disk.read),
-        ("disk_flushes_total", "Flushes, by NBD's answers.", "counter", |disk| disk.flushes),
+        ("stream_disk_size_bytes", "The disk's size.", "gauge", |disk| disk.size),
+        ("stream_disk_written_bytes_total", "Bytes written, by NBD's answers.", "counter", |disk| disk.written),
+        ("stream_disk_zeroed_bytes_total", "Bytes zeroed, by NBD's answers.", "counter", |disk| disk.zeroed),
+        ("stream_disk_trimmed_bytes_total", "Bytes trimmed, by NBD's answers.", "counter", |disk| disk.trimmed),
+        ("stream_disk_read_bytes_total", "Bytes read, by NBD's answers.", "counter", |disk| disk.read),
+        ("stream_disk_flushes_total", "Flushes, by NBD's answers.", "counter", |disk| disk.flushes),
     ];
     for (name, help, kind, figure) in figures {
         let samples = disks
@@ -220,7 +229,27 @@ fn family(out: &mut String, name: &str, help: &str, kind: &str, samples: impl In
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use virbistream::io::Dispatcher;
+
     use super::*;
+    use crate::nbd::Disks;
+
+    #[test]
+    fn an_event_loop_that_is_busy_keeps_no_answer_back() {
+        // It never runs.
+        let dispatcher = Dispatcher::new(drop).expect("a dispatcher");
+        let desk = Desk::new(dispatcher.handle(), Disks::default(), None);
+        let (mut ours, theirs) = UnixStream::pair().expect("two sockets");
+        ours.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("room");
+        answer(&mut Link::Unix(theirs), &desk).expect("an answer");
+        let mut said = String::new();
+        ours.read_to_string(&mut said).expect("text");
+        assert!(said.contains("virbistream_sessions 0\n"), "{said}");
+        assert_eq!(desk.answer(&serde_json::json!({ "status": {} })).expect("an answer")["partial"], true);
+    }
 
     #[test]
     fn values_of_labels_are_escaped() {

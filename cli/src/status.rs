@@ -1,12 +1,17 @@
 //! `virbistream status`: what a running command has and does, as a table.
 
 use std::collections::BTreeMap;
+use std::ffi::c_int;
 use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
+use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::args::StatusArgs;
 use crate::control;
@@ -19,6 +24,9 @@ const TITLES: [&str; COLUMNS] =
 
 const COLUMNS: usize = 10;
 
+/// The most characters of a name.
+const NAME_MAX: usize = 40;
+
 pub(crate) fn run(args: &StatusArgs) -> Result<(), String> {
     let ask = || control::ask(&args.control, &json!({ "status": {} }));
     if args.json {
@@ -27,14 +35,69 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), String> {
     if args.once || !io::stdout().is_terminal() {
         return print(&table(&ask()?, &Rates::default()));
     }
+    let ended = ended().map_err(|error| format!("signals: {error}"))?;
+    // A screen of its own: what was there before comes back.
+    print("\x1b[?1049h\x1b[?25l")?;
+    let shown = watch(ask, &ended);
+    print("\x1b[?25h\x1b[?1049l")?;
+    match shown? {
+        Some(signal) => {
+            // It does not come back, but for a signal that ends nobody.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Shows it each second anew, until a signal ends it.
+fn watch(ask: impl Fn() -> Result<Value, String>, ended: &Receiver<c_int>) -> Result<Option<c_int>, String> {
     let mut rates = Rates::default();
     loop {
         let status = ask()?;
         rates.learn(&status, Instant::now());
         // From the top, each line to its end, and what was below.
-        let text = table(&status, &rates).replace('\n', "\x1b[K\n");
-        print(&format!("\x1b[H{text}\x1b[J"))?;
-        thread::sleep(PAUSE);
+        let lines = framed(&table(&status, &rates), size()).join("\x1b[K\r\n");
+        print(&format!("\x1b[H{lines}\x1b[J"))?;
+        match ended.recv_timeout(PAUSE) {
+            Ok(signal) => return Ok(Some(signal)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+        }
+    }
+}
+
+/// Signals that would leave the terminal as it is.
+fn ended() -> io::Result<Receiver<c_int>> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
+    let (tell, told) = mpsc::channel();
+    thread::Builder::new()
+        .spawn(move || signals.forever().take_while(|signal| tell.send(*signal).is_ok()).for_each(drop))?;
+    Ok(told)
+}
+
+/// Columns and lines of the terminal; one that does not know has 80 and 24.
+fn size() -> (usize, usize) {
+    let known = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0 && size.ws_row > 0);
+    known.map_or((80, 24), |size| (size.ws_col.into(), size.ws_row.into()))
+}
+
+/// What of a text has room: no line wraps, and none scrolls.
+fn framed(text: &str, (columns, rows): (usize, usize)) -> Vec<String> {
+    let lines: Vec<_> = text.lines().map(|line| cut(line, columns)).collect();
+    if lines.len() <= rows {
+        return lines;
+    }
+    let (shown, left) = lines.split_at(rows.saturating_sub(1));
+    let more = cut(&format!("… {} more", left.len()), columns);
+    shown.iter().cloned().chain([more]).collect()
+}
+
+/// At most so many characters.
+fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some(_) => text.chars().take(most.saturating_sub(1)).chain(['…']).take(most).collect(),
+        None => text.to_owned(),
     }
 }
 
@@ -86,6 +149,10 @@ fn text(value: &Value, key: &str) -> String {
     value[key].as_str().unwrap_or_default().escape_debug().to_string()
 }
 
+fn name(value: &Value, key: &str) -> String {
+    cut(&text(value, key), NAME_MAX)
+}
+
 fn table(status: &Value, rates: &Rates) -> String {
     let mut out = String::new();
     for session in list(status, "sessions") {
@@ -96,6 +163,9 @@ fn table(status: &Value, rates: &Rates) -> String {
             let titles = TITLES.map(str::to_owned);
             out += &aligned(&[&[titles], &rows[..]].concat());
         }
+    }
+    if status["partial"] == true {
+        out += "not all is shown: an event loop is too busy to answer\n";
     }
     if out.is_empty() {
         out += "no session\n";
@@ -123,17 +193,17 @@ fn heading(session: &Value) -> String {
 fn row(stream: &Value, rate: Option<u64>) -> [String; COLUMNS] {
     let size = |key| ByteSize(number(stream, key)).to_string();
     let disk = &stream["disk"];
-    let (name, done) = match disk.is_null() {
+    let (export, done) = match disk.is_null() {
         true => ("-".into(), "-".into()),
         false => {
             let done = ["written", "zeroed", "trimmed", "read"].map(|key| number(disk, key)).iter().sum();
-            (text(disk, "export"), format!("{} of {}", ByteSize(done), ByteSize(number(disk, "size"))))
+            (name(disk, "export"), format!("{} of {}", ByteSize(done), ByteSize(number(disk, "size"))))
         }
     };
     [
         number(stream, "stream").to_string(),
-        text(stream, "target"),
-        name,
+        name(stream, "target"),
+        export,
         done,
         rate.map_or("-".into(), |rate| format!("{}/s", ByteSize(rate))),
         size("sent"),
@@ -185,7 +255,18 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_to_be_nothing() {
+    fn nothing_is_said_to_be_nothing_and_a_part_to_be_a_part() {
         assert_eq!(table(&json!({ "sessions": [] }), &Rates::default()), "no session\n");
+        let partial = table(&json!({ "sessions": [], "partial": true }), &Rates::default());
+        assert!(partial.contains("too busy to answer") && !partial.contains("no session"), "{partial}");
+    }
+
+    #[test]
+    fn what_has_no_room_is_cut_and_counted() {
+        assert_eq!(framed("12345\nab\n", (5, 2)), ["12345", "ab"]);
+        assert_eq!(framed("123456\nab\ncd\n", (5, 2)), ["1234…", "… 2 …"]);
+        assert_eq!(framed("ab\ncd\nef\n", (80, 2)), ["ab", "… 2 more"]);
+        let long = json!({ "name": "é".repeat(99) });
+        assert_eq!(name(&long, "name").chars().count(), NAME_MAX);
     }
 }

@@ -121,11 +121,29 @@ fn both_ends_show_their_session_its_streams_and_the_disk_of_one() {
     }
     for end in ["serve", "forward"] {
         let body = metrics(&scratch, end);
-        let size = "virbistream_disk_size_bytes{session=\"1\",stream=\"3\",target=\"disk\",export=\"vda\"} 8388608";
+        let size =
+            "virbistream_stream_disk_size_bytes{session=\"1\",stream=\"3\",target=\"disk\",export=\"vda\"} 8388608";
         assert!(body.lines().any(|line| line == size), "{body}");
     }
     drop(echo);
     qmp.call("blockdev-del", json!({"node-name": "it"}));
+    let uri = format!("nbd+unix:///vda?socket={}", scratch.join("near.disk").display());
+    Run::new("qemu-io", "qemu-utils").args(["-f", "raw", "-c", "write 0 64k", &uri]).succeed(PATIENCE);
+    for end in ["serve", "forward"] {
+        // What was done stays when the streams are gone.
+        let body = wait_for("the end of both streams", PATIENCE, || {
+            let body = metrics(&scratch, end);
+            (!body.contains("stream=")).then_some(body)
+        });
+        for (name, least) in [
+            ("sent_bytes_total", 12),
+            ("received_bytes_total", 12),
+            ("disk_written_bytes_total", 65_536),
+            ("disk_zeroed_bytes_total", 0),
+        ] {
+            assert!(sum(&body, name) >= least, "{name}: {body}");
+        }
+    }
     ends.end();
 }
 
@@ -181,6 +199,13 @@ fn metrics(scratch: &Scratch, end: &str) -> String {
     body.to_owned()
 }
 
+/// One that has no labels.
+#[track_caller]
+fn sum(body: &str, name: &str) -> u64 {
+    let line = body.lines().find_map(|line| line.strip_prefix(&format!("virbistream_{name} ")));
+    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {body}"))
+}
+
 #[test]
 fn prometheus_own_parser_takes_the_metrics_of_both_ends() {
     let scratch = Scratch::new();
@@ -200,9 +225,19 @@ fn prometheus_own_parser_takes_the_metrics_of_both_ends() {
         }
         let socket = scratch.join(&format!("{end}.metrics"));
         assert!(ask(connect(&socket), "GET /").starts_with("HTTP/1.1 404 "));
-        assert!(ask(connect(&socket), "POST /metrics").starts_with("HTTP/1.1 405 "));
+        assert!(ask(connect(&socket), "GET /metrics?x=1").starts_with("HTTP/1.1 200 "));
+        let refused = ask(connect(&socket), "POST /metrics");
+        assert!(refused.starts_with("HTTP/1.1 405 ") && refused.contains("\r\nAllow: GET\r\n"), "{refused}");
+        // A peer's port is nobody's counter.
+        let of_peers: Vec<_> = body.lines().filter(|line| line.contains("peer=")).collect();
+        assert!(
+            of_peers.len() == 1 && of_peers[0].starts_with("virbistream_session_info{session=\"1\",peer=\"tcp://"),
+            "{body}"
+        );
     }
     drop(echo);
+    wait_for("the end of the stream", PATIENCE, || (!metrics(&scratch, "serve").contains("stream=")).then_some(()));
+    assert!(sum(&metrics(&scratch, "serve"), "sent_bytes_total") > 12);
     ends.end();
 }
 

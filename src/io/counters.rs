@@ -66,6 +66,10 @@ counters! {
     opens_over_rate;
     /// OPENs refused by `Config::max_streams` or the memory budget.
     opens_over_streams;
+    /// Bytes that links have taken, before TLS.
+    sent_bytes;
+    /// Bytes that came over links, behind TLS.
+    received_bytes;
 }
 
 /// One more.

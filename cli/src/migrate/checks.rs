@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use roxmltree::Document;
+use virbistream::wire::Escaped;
 
 use super::args::MigrateArgs;
 use super::domain::{Disk, Domain};
@@ -46,7 +47,7 @@ impl<'a> List<'a> {
     }
 
     fn fail(&mut self, what: &str, text: impl AsRef<str>) {
-        self.failed.push(text.as_ref().to_owned());
+        self.failed.push(Escaped(text.as_ref()).to_string());
         self.said.check(what, "failed", text.as_ref());
     }
 

@@ -18,11 +18,12 @@ impl Passing {
         disk
     }
 
-    /// What all connections did to an export; `None` where none was understood.
+    /// What all connections did to an export; `None` where there is none, or one was not understood.
     pub(super) fn of(&self, export: &str) -> Option<Figures> {
         let known = self.0.lock();
-        let figures = known.iter().filter_map(|disk| disk.figures()).filter(|figures| figures.export == export);
-        figures.reduce(|all, more| Figures {
+        let of_it = known.iter().filter(|disk| disk.export() == Some(export));
+        let figures: Option<Vec<_>> = of_it.map(|disk| disk.figures()).collect();
+        figures?.into_iter().reduce(|all, more| Figures {
             written: all.written + more.written,
             zeroed: all.zeroed + more.zeroed,
             trimmed: all.trimmed + more.trimmed,
@@ -30,5 +31,25 @@ impl Passing {
             flushes: all.flushes + more.flushes,
             ..all
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_of_which_one_connection_was_not_understood_has_no_figures() {
+        let passing = Passing::default();
+        assert_eq!(passing.of("vda"), None);
+        let connections = ["vda", "vda", "vdb"].map(|export| {
+            let disk = passing.add();
+            disk.begin(export.into(), 4096);
+            disk
+        });
+        assert_eq!(passing.of("vda").map(|all| all.size), Some(4096));
+        connections[1].fall_silent();
+        assert_eq!(passing.of("vda"), None);
+        assert!(passing.of("vdb").is_some());
     }
 }

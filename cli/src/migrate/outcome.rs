@@ -22,6 +22,9 @@ Exit status:
 pub(crate) enum Failure {
     #[error("{0}")]
     Local(String),
+    /// Of one that had begun.
+    #[error("the migration was given up, since it cannot be watched, and {guest}: {why}")]
+    Unwatched { why: String, guest: Guest },
     /// What was found, with semicolons.
     #[error("nothing was begun, since {0}")]
     Checks(String),
@@ -61,8 +64,9 @@ impl Failure {
         match self {
             Self::Libvirt { guest: Guest::Unknown(_), .. }
             | Self::Cancelled(Guest::Unknown(_))
+            | Self::Unwatched { guest: Guest::Unknown(_), .. }
             | Self::Lost { guest: Guest::Unknown(_), .. } => 8,
-            Self::Local(_) => 1,
+            Self::Local(_) | Self::Unwatched { .. } => 1,
             Self::Checks(_) => 3,
             Self::Destination(_) => 4,
             Self::Libvirt { .. } => 5,
@@ -76,6 +80,7 @@ impl Failure {
         match self {
             Self::Libvirt { guest: Guest::Here(state), .. }
             | Self::Cancelled(Guest::Here(state))
+            | Self::Unwatched { guest: Guest::Here(state), .. }
             | Self::Lost { guest: Guest::Here(state), .. } => Some(state),
             _ => None,
         }
@@ -90,5 +95,18 @@ impl From<running::Error> for Failure {
             }
             _ => Self::Local(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_migration_that_could_not_be_watched_is_where_it_was_only_if_libvirt_says_so() {
+        let unwatched = |guest| Failure::Unwatched { why: "no thread".into(), guest };
+        let here = unwatched(Guest::Here("running".into()));
+        assert_eq!((here.code(), here.state()), (1, Some("running")));
+        assert_eq!(unwatched(Guest::Unknown("it is shut off at the source".into())).code(), 8);
     }
 }

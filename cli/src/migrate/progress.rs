@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use virbistream::wire::Escaped;
 
 use super::disks::Passing;
 use super::domain::{Disk, Domain};
 use super::outcome::Failure;
 use super::virsh::Virsh;
+use crate::stderr::Stderr;
 
 /// How often libvirt is asked.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -56,12 +58,10 @@ impl Monitor {
         let (uuid, disks) = (domain.uuid.clone(), domain.disks.clone());
         let virsh = virsh.until(Arc::clone(&over));
         let asking = thread::Builder::new().name("monitor".into()).spawn(move || {
-            let mut looked = Instant::now();
+            let mut sampled = vec![None; disks.len()];
             while !ending.load(Ordering::Relaxed) {
                 let before = writing.lock().clone();
-                let elapsed = looked.elapsed();
-                looked = Instant::now();
-                let snapshot = look(&virsh, &uuid, &disks, &passing, &before, elapsed);
+                let snapshot = look(&virsh, &uuid, &disks, &passing, &before, &mut sampled);
                 *writing.lock() = snapshot;
                 thread::park_timeout(INTERVAL);
             }
@@ -85,6 +85,21 @@ impl Drop for Monitor {
     }
 }
 
+impl Moved {
+    /// What is found now. Bytes are not taken back where they are told by another from now on; the first that are have no rate.
+    fn next(self, sampled: &mut Option<Instant>, now: Instant, (done, total): (u64, u64), bytes: u64) -> Self {
+        let bytes = bytes.max(self.bytes);
+        let since = sampled.replace(now).map(|before| now.saturating_duration_since(before).as_secs_f64());
+        let rate = since.map_or(0.0, |since| (bytes - self.bytes) as f64 / since.max(0.001));
+        Self { done, total, bytes, rate: rate as u64 }
+    }
+
+    /// It was moved as a whole.
+    fn whole(self) -> Self {
+        Self { done: self.total, ..self }
+    }
+}
+
 /// What cannot be asked now is as it was: the jobs of disks are over before the memory is.
 fn look(
     virsh: &Virsh,
@@ -92,7 +107,7 @@ fn look(
     disks: &[Disk],
     passing: &Passing,
     before: &Snapshot,
-    since: Duration,
+    sampled: &mut [Option<Instant>],
 ) -> Snapshot {
     let job = virsh.ask(&["domjobinfo", domain, "--rawstats"]).map(|said| pairs(&said, ':')).unwrap_or_default();
     let memory = match (job.get("memory_processed"), job.get("memory_total"), job.get("memory_remaining")) {
@@ -102,7 +117,7 @@ fn look(
         }
         _ => before.memory,
     };
-    let disk = |(disk, (target, before)): (&Disk, &(String, Moved))| {
+    let disk = |((disk, (target, before)), sampled): ((&Disk, &(String, Moved)), &mut Option<Instant>)| {
         let job = virsh.ask(&["blockjob", domain, target, "--raw"]).map(|said| pairs(&said, '=')).unwrap_or_default();
         let (done, total) = match (job.get("cur"), job.get("end")) {
             (Some(done), Some(total)) => (*done, *total),
@@ -110,10 +125,9 @@ fn look(
         };
         let figures = disk.export.as_deref().and_then(|export| passing.of(export));
         let bytes = figures.map_or(done, |figures| figures.written);
-        let rate = bytes.saturating_sub(before.bytes) as f64 / since.as_secs_f64().max(0.001);
-        (target.clone(), Moved { done, total, bytes, rate: rate as u64 })
+        (target.clone(), before.next(sampled, Instant::now(), (done, total), bytes))
     };
-    Snapshot { disks: disks.iter().zip(&before.disks).map(disk).collect(), memory }
+    Snapshot { disks: disks.iter().zip(&before.disks).zip(sampled).map(disk).collect(), memory }
 }
 
 /// `name: number` or `name=number` in each line; what is none is passed over.
@@ -127,32 +141,67 @@ pub(super) fn pairs(said: &str, between: char) -> BTreeMap<String, u64> {
 
 /// How it is said.
 pub(super) enum Said {
-    Bars(MultiProgress, Mutex<BTreeMap<String, ProgressBar>>),
+    Bars(Bars),
     Lines(Mutex<Instant>),
     Json,
 }
 
+/// On a terminal, where the log goes, too.
+pub(super) struct Bars {
+    all: MultiProgress,
+    shown: Mutex<BTreeMap<String, ProgressBar>>,
+    log: Stderr,
+}
+
+impl Bars {
+    fn show(&self, name: String, moved: Moved) {
+        let mut shown = self.shown.lock();
+        let bar = shown.entry(name.clone()).or_insert_with(|| {
+            self.log.write_above(Some(self.all.clone()));
+            self.all.add(bar(&name))
+        });
+        bar.set_length(moved.total);
+        bar.set_position(moved.done);
+        bar.set_message(passed(moved));
+    }
+
+    /// They stay as they are, and what is said from now on comes below them.
+    fn leave(&self) {
+        self.shown.lock().values().for_each(ProgressBar::abandon);
+        self.log.write_above(None);
+    }
+}
+
 impl Said {
-    pub(super) fn new(json: bool) -> Self {
-        match (json, io::stderr().is_terminal()) {
-            (true, _) => Self::Json,
-            (false, true) => Self::Bars(MultiProgress::new(), Mutex::default()),
-            (false, false) => Self::Lines(Mutex::new(Instant::now())),
+    pub(super) fn new(json: bool, stderr: &Stderr) -> Self {
+        if json {
+            return Self::Json;
         }
+        let bars = MultiProgress::new();
+        // On no terminal, or one that cannot draw.
+        if !io::stderr().is_terminal() || bars.is_hidden() {
+            return Self::Lines(Mutex::new(Instant::now()));
+        }
+        Self::Bars(Bars { all: bars, shown: Mutex::default(), log: stderr.clone() })
+    }
+
+    /// Whether it is to be told of progress where there is none, too.
+    pub(super) fn is_lines(&self) -> bool {
+        matches!(self, Self::Lines(_))
     }
 
     pub(super) fn check(&self, what: &str, result: &str, text: &str) {
         match self {
             Self::Json => say(&json!({ "event": "check", "what": what, "result": result, "text": text }).to_string()),
-            _ => say(&format!("{result:8} {what}: {text}")),
+            _ => say(&format!("{result:8} {}: {}", Escaped(what), Escaped(text))),
         }
     }
 
     pub(super) fn note(&self, text: &str) {
         match self {
             Self::Json => say(&json!({ "event": "note", "text": text }).to_string()),
-            Self::Bars(bars, _) => drop(bars.println(text)),
-            Self::Lines(_) => say(text),
+            Self::Bars(bars) => drop(bars.all.println(Escaped(text).to_string())),
+            Self::Lines(_) => say(&Escaped(text).to_string()),
         }
     }
 
@@ -168,13 +217,9 @@ impl Said {
                 let disks: serde_json::Map<String, Value> = disks.collect();
                 say(&json!({ "event": "progress", "disks": disks, "memory": moved(&snapshot.memory) }).to_string());
             }
-            Self::Bars(bars, shown) => all().filter(|(_, moved)| moved.total > 0).for_each(|(name, moved)| {
-                let mut shown = shown.lock();
-                let bar = shown.entry(name.clone()).or_insert_with(|| bars.add(bar(&name)));
-                bar.set_length(moved.total);
-                bar.set_position(moved.done);
-                bar.set_message(passed(moved));
-            }),
+            Self::Bars(bars) => {
+                all().filter(|(_, moved)| moved.total > 0).for_each(|(name, moved)| bars.show(name, moved));
+            }
             Self::Lines(last) => {
                 let mut last = last.lock();
                 if last.elapsed() >= LINES {
@@ -189,17 +234,29 @@ impl Said {
 
     /// For programs; to others the sentence alone is said, on stderr.
     pub(super) fn failed(&self, failure: &Failure) {
-        if let Self::Json = self {
-            let (code, guest) = (failure.code(), failure.state());
-            say(&json!({ "event": "failed", "code": code, "text": failure.to_string(), "guest": guest }).to_string());
+        match self {
+            Self::Json => {
+                let (code, guest, text) = (failure.code(), failure.state(), failure.to_string());
+                say(&json!({ "event": "failed", "code": code, "text": text, "guest": guest }).to_string());
+            }
+            Self::Bars(bars) => bars.leave(),
+            Self::Lines(_) => {}
         }
     }
 
-    pub(super) fn done(&self, text: &str, figures: Value) {
+    /// With what was moved, as it was known last.
+    pub(super) fn done(&self, text: &str, figures: Value, last: &Snapshot) {
+        let disks = last.disks.iter().map(|(name, disk)| (name.clone(), disk.whole())).collect();
+        let whole = Snapshot { disks, memory: last.memory.whole() };
+        let text = &Escaped(text).to_string();
         match self {
-            Self::Json => say(&json!({ "event": "done", "text": text, "figures": figures }).to_string()),
-            Self::Bars(_, shown) => {
-                shown.lock().values().for_each(ProgressBar::abandon);
+            Self::Json => {
+                self.progress(&whole);
+                say(&json!({ "event": "done", "text": text, "figures": figures }).to_string());
+            }
+            Self::Bars(bars) => {
+                self.progress(&whole);
+                bars.leave();
                 say(text);
             }
             Self::Lines(_) => say(text),
@@ -219,7 +276,7 @@ fn passed(moved: Moved) -> String {
 }
 
 fn bar(name: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:12} [{bar:40}] {percent:>3} %  {msg}");
+    let style = ProgressStyle::with_template("{prefix:10!} [{bar:24}] {percent:>3} % {wide_msg}");
     let bar = ProgressBar::new(0).with_prefix(name.to_owned());
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
@@ -233,6 +290,17 @@ fn say(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_bytes_have_no_rate_and_none_are_taken_back() {
+        let (mut sampled, begin) = (None, Instant::now());
+        let first = Moved::default().next(&mut sampled, begin, (1, 9), 3000);
+        assert_eq!((first.bytes, first.rate), (3000, 0));
+        let second = first.next(&mut sampled, begin + Duration::from_secs(2), (5, 9), 7000);
+        assert_eq!((second.bytes, second.rate), (7000, 2000));
+        let third = second.next(&mut sampled, begin + Duration::from_secs(3), (6, 9), 4000);
+        assert_eq!((third.done, third.bytes, third.rate), (6, 7000, 0));
+    }
 
     #[test]
     fn numbers_are_found_in_what_virsh_says_and_the_rest_is_passed_over() {

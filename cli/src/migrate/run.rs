@@ -3,20 +3,23 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::args::MigrateArgs;
 use super::checks::List;
-use super::domain::Domain;
+use super::domain::{Disk, Domain};
 use super::names::Part;
 use super::outcome::{Failure, Guest};
-use super::progress::{Monitor, Said, Snapshot, pairs};
+use super::progress::{Monitor, Moved, Said, Snapshot, pairs};
 use super::tunnel::Tunnel;
 use super::virsh::{Asked, Virsh, VirshError};
 use crate::events::Loudness;
+use crate::nbd::Figures;
 use crate::running::Running;
+use crate::stderr::Stderr;
 
 /// How often the migration is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -27,8 +30,8 @@ const RETELL: Duration = Duration::from_secs(1);
 /// How long libvirt has to notice that the connection to the destination is gone.
 const NOTICE: Duration = Duration::from_secs(30);
 
-pub(crate) fn run(args: &MigrateArgs) -> Result<(), Failure> {
-    let said = Said::new(args.json);
+pub(crate) fn run(args: &MigrateArgs, stderr: &Stderr) -> Result<(), Failure> {
+    let said = Said::new(args.json, stderr);
     begin(args, &said).inspect_err(|failure| said.failed(failure))
 }
 
@@ -79,12 +82,20 @@ fn migrate(
     let words = words(tunnel, domain, args);
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     let mut asked = source.start(&words).map_err(|error| Failure::Local(error.to_string()))?;
-    let monitor = Monitor::start(source, domain, tunnel.passing.clone());
-    let monitor = monitor.map_err(|error| Failure::Local(error.to_string()))?;
     let mut cancelling = Cancelling::default();
-    let answer = watch(source, tunnel, domain, said, &monitor, &mut asked, &mut cancelling)?;
-    let snapshot = monitor.latest();
-    drop(monitor);
+    let watched = Monitor::start(source, domain, tunnel.passing.clone()).map_err(|error| error.to_string());
+    let watched = watched.and_then(|monitor| {
+        let answer = watch(source, tunnel, domain, said, &monitor, &mut asked, &mut cancelling)?;
+        Ok((answer, monitor.latest()))
+    });
+    let (answer, snapshot) = match watched {
+        Ok((Some(answer), snapshot)) => (answer, snapshot),
+        Ok((None, _)) => {
+            let why = "libvirt was told to end it, and nobody waits any more for it to do so";
+            return Err(Failure::Cancelled(Guest::Unknown(why.into())));
+        }
+        Err(why) => return Err(Failure::Unwatched { why, guest: abandon(source, tunnel, domain, asked) }),
+    };
     let why = match answer {
         Ok(_) => {
             if cancelling.is_asked {
@@ -96,6 +107,8 @@ fn migrate(
         }
         Err(error) => error.to_string(),
     };
+    // What has come meanwhile.
+    tunnel.wait(Duration::ZERO);
     let guest = guest(source, tunnel, &domain.uuid);
     Err(match tunnel.lost() {
         _ if cancelling.is_asked => Failure::Cancelled(guest),
@@ -143,7 +156,7 @@ impl Cancelling {
     }
 }
 
-/// Until virsh has ended.
+/// Until virsh has ended. Nothing where the operator waits for it no longer.
 fn watch(
     source: &Virsh,
     tunnel: &mut Tunnel,
@@ -152,14 +165,13 @@ fn watch(
     monitor: &Monitor,
     asked: &mut Asked,
     cancelling: &mut Cancelling,
-) -> Result<Result<String, VirshError>, Failure> {
+) -> Result<Option<Result<String, VirshError>>, String> {
     let mut lost_since: Option<Instant> = None;
     let mut shown = None;
     loop {
         if tunnel.wait(LOOK) {
             if cancelling.is_asked {
-                let why = "libvirt was told to end it, and nobody waits any more for it to do so";
-                return Err(Failure::Cancelled(Guest::Unknown(why.into())));
+                return Ok(None);
             }
             match is_postcopy(source, &domain.uuid) {
                 true => said.note(
@@ -171,15 +183,15 @@ fn watch(
                 }
             }
         }
-        if let Some(answer) = asked.answer().map_err(|error| Failure::Local(error.to_string()))? {
-            return Ok(answer);
+        if let Some(answer) = asked.answer().map_err(|error| error.to_string())? {
+            return Ok(Some(answer));
         }
         let is_lost = tunnel.lost().is_some() && lost_since.get_or_insert_with(Instant::now).elapsed() >= NOTICE;
         if is_lost || cancelling.is_asked {
             cancelling.tell(source, domain);
         }
         let snapshot = monitor.latest();
-        if shown.as_ref() != Some(&snapshot) {
+        if said.is_lines() || shown.as_ref() != Some(&snapshot) {
             said.progress(&snapshot);
             shown = Some(snapshot);
         }
@@ -188,6 +200,17 @@ fn watch(
 
 fn is_postcopy(source: &Virsh, domain: &str) -> bool {
     source.ask(&["domstate", domain, "--reason"]).is_ok_and(|state| state.contains("post-copy"))
+}
+
+/// Has libvirt end a migration that nobody can watch, since it may go on without virsh. Where the guest is then.
+fn abandon(source: &Virsh, tunnel: &Tunnel, domain: &Domain, asked: Asked) -> Guest {
+    let until = Instant::now() + NOTICE;
+    // Until there is no job.
+    while source.ask(&["domjobabort", &domain.uuid]).is_ok() && Instant::now() < until {
+        thread::sleep(LOOK);
+    }
+    drop(asked);
+    guest(source, tunnel, &domain.uuid)
 }
 
 /// Where the guest is, when virsh says that it has not moved. That is no news of the destination, which may run it though its last word was
@@ -237,32 +260,48 @@ fn guest_here(source: &Virsh, domain: &str) -> Guest {
 
 /// What passed, and what libvirt counted, at the end.
 fn summary(tunnel: &Tunnel, name: &str, domain: &Domain, time: Duration, last: &Snapshot, said: &Said) {
-    let job = tunnel.virsh().ask(&["domjobinfo", &domain.uuid, "--completed", "--rawstats"]);
+    let destination = tunnel.virsh();
+    let job = destination.ask(&["domjobinfo", &domain.uuid, "--completed", "--rawstats"]);
     let job = job.map(|said| pairs(&said, ':')).unwrap_or_default();
     let memory = job.get("memory_processed").copied().unwrap_or(0);
-    let disks = domain.disks.iter().zip(&last.disks).map(|(disk, (target, moved))| {
-        let figures = disk.export.as_deref().and_then(|export| tunnel.passing.of(export));
-        (target, figures.as_ref().map_or(moved.total, |figures| figures.written), figures)
-    });
-    let disks: Vec<_> = disks.collect();
-    let written: u64 = disks.iter().map(|(_, written, _)| written).sum();
+    let figures = |disk: &Disk| disk.export.as_deref().and_then(|export| tunnel.passing.of(export));
+    let disks: Vec<_> = domain.disks.iter().map(figures).collect();
+    // Where the observer understood nothing, libvirt's job tells what it had done when it was looked at last.
+    let written =
+        |(disk, (_, moved)): (&Option<Figures>, &(_, Moved))| disk.as_ref().map_or(moved.done, |it| it.written);
+    let written: u64 = disks.iter().zip(&last.disks).map(written).sum();
+    let is_partial = disks.iter().any(Option::is_none);
     let bytes = written + memory;
     let rate = bytes as f64 / time.as_secs_f64() / f64::from(1 << 20);
     let downtime = job.get("downtime").map_or_else(String::new, |downtime| format!(", stood still for {downtime} ms"));
+    let state = destination.ask(&["domstate", &domain.uuid]).ok();
     let text = format!(
-        "`{name}` runs at the destination: {} MiB in {:.1} s, {rate:.1} MiB/s{downtime}",
+        "`{name}` {} at the destination: {}{} MiB in {:.1} s, {rate:.1} MiB/s{downtime}",
+        is(state.as_deref()),
+        if is_partial { "at least " } else { "" },
         bytes >> 20,
         time.as_secs_f64()
     );
-    let disks: serde_json::Map<_, _> =
-        disks.into_iter().map(|(target, _, figures)| (target.clone(), json!(figures.map(|it| it.json())))).collect();
+    let each =
+        last.disks.iter().zip(disks).map(|((target, _), disk)| (target.clone(), json!(disk.map(|it| it.json()))));
     let figures = json!({
         "seconds": time.as_secs_f64(),
         "disk_bytes": written,
+        "partial": is_partial,
         "memory_bytes": memory,
         "bytes_per_second": bytes as f64 / time.as_secs_f64(),
         "downtime_ms": job.get("downtime"),
-        "disks": disks,
+        "guest": state,
+        "disks": each.collect::<serde_json::Map<_, _>>(),
     });
-    said.done(&text, figures);
+    said.done(&text, figures, last);
+}
+
+/// libvirt's word for a state, in a sentence.
+fn is(state: Option<&str>) -> String {
+    match state {
+        Some("running") => "runs".into(),
+        Some(state) => format!("is {state}"),
+        None => "is".into(),
+    }
 }

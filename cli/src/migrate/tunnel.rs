@@ -14,7 +14,7 @@ use virbistream::io::{
     Address, Attachment, Handler, Identity, Permissions, Report, SessionKey, SessionOptions, TlsClient, Waker,
 };
 use virbistream::proto::{Config, Side, StreamError};
-use virbistream::wire::{Open, kind};
+use virbistream::wire::{Escaped, Open, kind};
 
 use super::args::MigrateArgs;
 use super::directory::{Base, Directory};
@@ -320,7 +320,8 @@ fn understood(greeting: &str, base: &Path, migration: Uuid) -> Result<(PathBuf, 
     };
     let ours = base.join(migration.to_string());
     if path != ours {
-        let theirs = path.parent().unwrap_or(&path).display();
+        let theirs = path.parent().unwrap_or(&path).to_string_lossy();
+        let theirs = Escaped(&theirs);
         return Err(Failure::Destination(format!(
             "the destination makes directories of migrations in {theirs}, we in {}: both must have the same; see --base",
             base.display()
@@ -328,4 +329,17 @@ fn understood(greeting: &str, base: &Path, migration: Uuid) -> Result<(PathBuf, 
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Ok((ours, time - now.as_secs() as i64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_destination_says_of_its_directory_forges_no_line() {
+        let greeting = r#"{"path":"/x\r\nok everything: fine\u001b[2J/y","time":0}"#;
+        let refused = understood(greeting, Path::new("/run/base"), Uuid::nil()).expect_err("another directory");
+        let sentence = refused.to_string();
+        assert!(!sentence.contains(char::is_control) && sentence.contains(r"/x\r\nok everything"), "{sentence}");
+    }
 }

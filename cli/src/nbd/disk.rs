@@ -13,12 +13,18 @@ const NAME_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
     export: OnceLock<(String, u64)>,
+    counts: Counts,
+    silent: AtomicBool,
+}
+
+/// Bytes of requests that succeeded, and flushes.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
     written: AtomicU64,
     zeroed: AtomicU64,
     trimmed: AtomicU64,
     read: AtomicU64,
     flushes: AtomicU64,
-    silent: AtomicBool,
 }
 
 /// A request that succeeded, with its bytes.
@@ -48,6 +54,11 @@ pub(crate) struct Figures {
 }
 
 impl Disk {
+    /// The export, once that is known, even of one that was not understood behind that.
+    pub(crate) fn export(&self) -> Option<&str> {
+        self.export.get().map(|(name, _)| &**name)
+    }
+
     /// Of one that is known, and of which all was understood.
     pub(crate) fn figures(&self) -> Option<Figures> {
         let (export, size) = self.export.get()?;
@@ -55,21 +66,39 @@ impl Disk {
         let figures = Figures {
             export: export.clone(),
             size: *size,
-            written: count(&self.written),
-            zeroed: count(&self.zeroed),
-            trimmed: count(&self.trimmed),
-            read: count(&self.read),
-            flushes: count(&self.flushes),
+            written: self.counts.written(),
+            zeroed: self.counts.zeroed(),
+            trimmed: count(&self.counts.trimmed),
+            read: count(&self.counts.read),
+            flushes: count(&self.counts.flushes),
         };
         (!self.silent.load(Ordering::Relaxed)).then_some(figures)
     }
 
-    pub(super) fn begin(&self, mut export: String, size: u64) {
+    pub(crate) fn begin(&self, mut export: String, size: u64) {
         if let Some((end, _)) = export.char_indices().nth(NAME_MAX) {
             export.truncate(end);
             export.push('…');
         }
         let _ = self.export.set((export, size));
+    }
+
+    pub(super) fn count(&self, done: Done) {
+        self.counts.count(done);
+    }
+
+    pub(crate) fn fall_silent(&self) {
+        self.silent.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Counts {
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn zeroed(&self) -> u64 {
+        self.zeroed.load(Ordering::Relaxed)
     }
 
     pub(super) fn count(&self, done: Done) {
@@ -82,10 +111,6 @@ impl Disk {
             Done::Nothing => return,
         };
         counter.fetch_add(more, Ordering::Relaxed);
-    }
-
-    pub(super) fn fall_silent(&self) {
-        self.silent.store(true, Ordering::Relaxed);
     }
 }
 

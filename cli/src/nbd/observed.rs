@@ -10,12 +10,15 @@ use parking_lot::Mutex;
 use virbistream::io::{Attachment, Handler, SessionKey, StreamKey};
 use virbistream::proto::StreamError;
 
-use super::disk::Disk;
+use super::disk::{Counts, Disk};
 use super::observer::{From, Observer};
 
-/// The disks of the streams that stand.
+/// The disks of the streams that stand, and what was done on all that ever did.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Disks(Arc<Mutex<BTreeMap<StreamKey, Arc<Disk>>>>);
+pub(crate) struct Disks {
+    standing: Arc<Mutex<BTreeMap<StreamKey, Arc<Disk>>>>,
+    all: Arc<Counts>,
+}
 
 impl Disks {
     /// Has what a handler reads and writes read along. `near` is at its end: a client of NBD where somebody connected to us, a server
@@ -23,7 +26,7 @@ impl Disks {
     pub(crate) fn observe(&self, near: From, disk: Arc<Disk>, handler: Box<dyn Handler>) -> Box<dyn Handler> {
         Box::new(Observed {
             handler,
-            observer: Observer::new(Arc::clone(&disk)),
+            observer: Observer::new(Arc::clone(&disk), Arc::clone(&self.all)),
             near,
             disk,
             disks: self.clone(),
@@ -33,7 +36,12 @@ impl Disks {
 
     /// What is known of a stream's disk, if it is one.
     pub(crate) fn of(&self, stream: StreamKey) -> Option<Arc<Disk>> {
-        self.0.lock().get(&stream).cloned()
+        self.standing.lock().get(&stream).cloned()
+    }
+
+    /// What was done on all disks, those whose streams are over, too.
+    pub(crate) fn all(&self) -> &Counts {
+        &self.all
     }
 }
 
@@ -59,7 +67,7 @@ impl Observed {
 impl Handler for Observed {
     fn attach(&mut self, at: &Attachment<'_>) -> io::Result<()> {
         self.handler.attach(at)?;
-        self.disks.0.lock().insert(at.stream(), Arc::clone(&self.disk));
+        self.disks.standing.lock().insert(at.stream(), Arc::clone(&self.disk));
         self.key = Some((at.session(), at.stream()));
         Ok(())
     }
@@ -121,7 +129,7 @@ impl Handler for Observed {
 impl Drop for Observed {
     fn drop(&mut self) {
         if let Some((_, key)) = self.key {
-            self.disks.0.lock().remove(&key);
+            self.disks.standing.lock().remove(&key);
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::disk::{Disk, Done};
+use super::disk::{Counts, Disk, Done};
 use super::wire::*;
 
 /// Requests that may be under way; QEMU has 16 and libnbd 64.
@@ -73,6 +73,8 @@ enum Step {
 #[derive(Debug)]
 struct Dialogue {
     disk: Arc<Disk>,
+    /// Of all disks together.
+    all: Arc<Counts>,
     name: Option<String>,
     size: Option<u64>,
     option: Option<u32>,
@@ -101,9 +103,10 @@ struct Next {
 }
 
 impl Observer {
-    pub(crate) fn new(disk: Arc<Disk>) -> Self {
+    pub(crate) fn new(disk: Arc<Disk>, all: Arc<Counts>) -> Self {
         let dialogue = Dialogue {
             disk: Arc::clone(&disk),
+            all,
             name: None,
             size: None,
             option: None,
@@ -368,6 +371,11 @@ impl Dialogue {
         }
     }
 
+    fn count(&self, done: Done) {
+        self.disk.count(done);
+        self.all.count(done);
+    }
+
     fn on_reply(&mut self, fields: &mut Fields<'_>) -> Result<Next, Unclear> {
         match fields.u32()? {
             SIMPLE_REPLY => {
@@ -379,7 +387,7 @@ impl Dialogue {
                     return Err(Unclear);
                 }
                 if error == 0 {
-                    self.disk.count(done);
+                    self.count(done);
                 }
                 Ok(Step::Reply.behind(if let (true, Done::Read(bytes)) = (has_data, done) { bytes } else { 0 }))
             }
@@ -403,7 +411,7 @@ impl Dialogue {
         let pending = self.requests.get_mut(&cookie).ok_or(Unclear)?;
         pending.failed |= kind & CHUNK_ERROR != 0;
         if is_last && let Some(Pending { done, failed: false }) = self.requests.remove(&cookie) {
-            self.disk.count(done);
+            self.count(done);
         }
         Ok(self.reply().behind(len))
     }

@@ -78,7 +78,7 @@ fn long_chunk(cookie: u64, flags: u16, kind: u16, len: u64) -> (From, Vec<u8>) {
 /// Feeds it in pieces of these lengths, by turns.
 fn observe(dialogue: &Dialogue, pieces: &[usize]) -> Option<Figures> {
     let disk = Arc::new(Disk::default());
-    let mut observer = Observer::new(Arc::clone(&disk));
+    let mut observer = Observer::new(Arc::clone(&disk), Arc::default());
     let mut lens = pieces.iter().copied().cycle();
     for (from, bytes) in dialogue {
         let mut left = &bytes[..];

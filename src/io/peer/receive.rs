@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::time::Instant;
 
 use super::{Context, PATIENCE, Peer, Phase, TURN};
+use crate::io::counters::add;
 use crate::io::front::{Front, Passing};
 use crate::io::link::Received;
 use crate::io::places::Place as Seat;
@@ -65,6 +66,7 @@ impl Peer {
                 Ok(Received::Bytes { len, cost }) => {
                     budget = budget.saturating_sub(cost);
                     self.received += len as u64;
+                    add(&cx.handle.shared.tally.received_bytes, len as u64);
                     if len > 0 {
                         self.on_bytes(cx, &scratch[..len]);
                     }

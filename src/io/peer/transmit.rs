@@ -3,6 +3,7 @@
 use std::io;
 
 use super::{Context, Peer, Phase, TURN};
+use crate::io::counters::add;
 use crate::io::front::Front;
 use crate::io::host_limit::Leave;
 use crate::io::pool::Buffer;
@@ -59,6 +60,7 @@ impl Peer {
                 Ok(written) => {
                     budget = budget.saturating_sub(written.len);
                     self.sent += written.len as u64;
+                    add(&cx.handle.shared.tally.sent_bytes, written.len as u64);
                     if written.has_moved {
                         self.unread_since = None;
                         self.legacy.on_progress(cx.now);
