@@ -35,8 +35,8 @@ fn a_live_table_has_room_on_its_terminal_and_gives_it_back() {
     let shown = on_terminal("xterm", &format!("{TOOL} status --control {}", control.display())).start();
     let frame = wait_for("a frame with all streams", PATIENCE, || {
         let text = shown.stdout.text();
-        let whole = text.split("\u{1b}[H").filter_map(|begun| Some(begun.split_once("\u{1b}[J")?.0.to_owned()));
-        whole.filter(|frame| frame.contains("… 5 more")).next()
+        let mut whole = text.split("\u{1b}[H").filter_map(|begun| Some(begun.split_once("\u{1b}[J")?.0.to_owned()));
+        whole.find(|frame| frame.contains("… 5 more"))
     });
     let lines: Vec<_> = frame.split("\u{1b}[K").map(str::trim_end).collect();
     assert_eq!(lines.len(), 10, "{frame:?}");
