@@ -12,6 +12,7 @@ use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 use crate::args::StatusArgs;
 use crate::control;
@@ -40,14 +41,11 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), String> {
     print("\x1b[?1049h\x1b[?25l")?;
     let shown = watch(ask, &ended);
     print("\x1b[?25h\x1b[?1049l")?;
-    match shown? {
-        Some(signal) => {
-            // It does not come back, but for a signal that ends nobody.
-            let _ = signal_hook::low_level::emulate_default_handler(signal);
-            Ok(())
-        }
-        None => Ok(()),
+    if let Some(signal) = shown? {
+        // Who started us sees what ended us.
+        return emulate_default_handler(signal).map_err(|error| format!("signals: {error}"));
     }
+    Ok(())
 }
 
 /// Shows it each second anew, until a signal ends it.
