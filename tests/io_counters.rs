@@ -82,8 +82,9 @@ fn a_stream_that_stands_still_is_seen_with_all_that_it_did_from_both_ends() {
 #[test]
 fn streams_and_opens_beyond_the_limits_are_counted_apart() {
     for (config, over) in [
-        (Config { window: 65_536, memory_budget: MemoryBudget::new(131_072), ..Config::default() }, [0, 3]),
-        (Config { max_opens: 0, ..Config::default() }, [5, 0]),
+        (Config { window: 65_536, memory_budget: MemoryBudget::new(131_072), ..Config::default() }, [0, 0, 3]),
+        (Config { window: 65_536, session_memory: 131_072, ..Config::default() }, [0, 0, 3]),
+        (Config { max_opens: 0, ..Config::default() }, [5, 0, 0]),
     ] {
         let targets = Arc::new(Offer(|_: &Request<'_>| Decision::Accept(taking(0))));
         let (near, far) = tcp_link();
@@ -98,7 +99,8 @@ fn streams_and_opens_beyond_the_limits_are_counted_apart() {
         counters_until(&near_node.handle, "answers", |counters| {
             counters.streams_opened + counters.streams_refused == 5
         });
-        let counted = |counters: &Counters| [counters.opens_over_rate, counters.opens_over_streams];
+        let counted =
+            |counters: &Counters| [counters.opens_over_rate, counters.opens_over_streams, counters.opens_over_memory];
         counters_until(&far_node.handle, "the refusals", |counters| counted(counters) == over);
         far_node.wait("a line", |report| matches!(report, Report::OpensRefused { count: 1.., .. }).then_some(()));
     }

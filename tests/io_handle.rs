@@ -5,7 +5,7 @@ mod io_support;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use allocation_counter::measure;
 use io_support::*;
@@ -162,4 +162,10 @@ fn wakes_do_not_pile_up() {
         dispatcher.turn(&mut events, Some(PATIENCE)).unwrap();
         assert_eq!(asked.load(Ordering::Relaxed), before + 1);
     }
+}
+
+#[test]
+fn sessions_are_told_with_any_patience() {
+    let node = Node::start();
+    assert_eq!(node.handle.sessions(Duration::MAX).len(), 0);
 }

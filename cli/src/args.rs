@@ -167,7 +167,7 @@ pub(crate) struct ServeArgs {
 }
 
 /// What a file says instead.
-const CONFIGURED: [&str; 20] = [
+const CONFIGURED: [&str; 21] = [
     "migrations",
     "migrations_owner",
     "metrics",
@@ -185,6 +185,7 @@ const CONFIGURED: [&str; 20] = [
     "socket_owner",
     "window",
     "memory",
+    "session_memory",
     "max_streams",
     "bandwidth",
     "drain",
@@ -416,6 +417,9 @@ pub(crate) struct SessionArgs {
     /// Bytes that the windows of all sessions may add up to, at least one window
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
+    /// Bytes that those of one session may have of it, at least one window
+    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    session_memory: ByteSize,
     /// Streams that the peer may have open at once
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_streams: u32,
@@ -448,6 +452,7 @@ impl SessionArgs {
             window: self.window.as_u64(),
             window_max: self.window_max.as_u64(),
             memory_budget: MemoryBudget::new(self.memory.as_u64()),
+            session_memory: self.session_memory.as_u64(),
             max_streams: self.max_streams,
             ..Config::default()
         }

@@ -173,7 +173,7 @@ impl Desk {
 }
 
 /// What only rises, by its name, and what it is.
-pub(crate) fn counted(counters: &Counters) -> [(&'static str, &'static str, u64); 16] {
+pub(crate) fn counted(counters: &Counters) -> [(&'static str, &'static str, u64); 19] {
     [
         ("links_accepted", "Links accepted.", counters.links_accepted),
         ("links_refused", "Links closed at once, since there were too many.", counters.links_refused),
@@ -191,5 +191,8 @@ pub(crate) fn counted(counters: &Counters) -> [(&'static str, &'static str, u64)
         ("streams_refused", "Streams that did not come to be, but for limits.", counters.streams_refused),
         ("opens_over_rate", "Streams refused since too many were asked for in a second.", counters.opens_over_rate),
         ("opens_over_streams", "Streams refused since there were too many.", counters.opens_over_streams),
+        ("opens_over_memory", "Streams refused since no memory was left.", counters.opens_over_memory),
+        ("peers_refused", "Peers that were not let in.", counters.peers_refused),
+        ("daemon_refused", "Clients that may not reach libvirtd.", counters.daemon_refused),
     ]
 }

@@ -97,6 +97,10 @@ impl Said {
                 }
                 say(Line::Report(report));
             }
+            // With the link's end.
+            Report::DaemonRefused { session, .. } if self.links.contains_key(session) => {
+                self.links.entry(*session).or_default().push(report.clone());
+            }
             _ => say(Line::Report(report)),
         }
     }
@@ -162,6 +166,10 @@ fn log(report: &Report, loudness: Loudness) {
         Report::OpensRefused { session, count } => log::warn!(
             event = "opens_refused", session = session.number(), count = *count;
             "session {session}: the peer asked for more streams than it may have: {count} refused"
+        ),
+        Report::DaemonRefused { session, reason } => log::warn!(
+            event = "daemon_refused", session = session.number(), reason:%;
+            "session {session}: libvirtd is not for this client: {reason}"
         ),
         Report::SessionEnded { session, cause } => log_session_end(*session, cause, loudness.session),
         Report::StreamOpened { .. } | Report::StreamRefused { .. } | Report::StreamEnded { .. } => {

@@ -64,8 +64,14 @@ counters! {
     streams_refused;
     /// OPENs refused by `Config::max_opens`.
     opens_over_rate;
-    /// OPENs refused by `Config::max_streams` or the memory budget.
+    /// OPENs refused by `Config::max_streams`.
     opens_over_streams;
+    /// OPENs refused by `Config::memory_budget` or `Config::session_memory`.
+    opens_over_memory;
+    /// Peers whose HELLO was refused: by who judges it ([`Access`](super::Access)), or since version, features or limits do not fit.
+    peers_refused;
+    /// Clients that may not reach the daemon behind us.
+    daemon_refused;
     /// Bytes that links have taken, before TLS.
     sent_bytes;
     /// Bytes that came over links, behind TLS.
@@ -88,6 +94,7 @@ impl Tally {
                     add(counter, 1);
                 }
             }
+            Report::DaemonRefused { .. } => add(&self.daemon_refused, 1),
             Report::StreamOpened { .. } => add(&self.streams_opened, 1),
             Report::StreamRefused { .. } => add(&self.streams_refused, 1),
             _ => {}
@@ -103,6 +110,7 @@ impl Tally {
             SessionError::Unread(_) => &self.unread_links,
             SessionError::LinkLost(_) => &self.links_lost,
             SessionError::Handshake(_) => &self.handshakes_failed,
+            SessionError::RefusedPeer(_) => &self.peers_refused,
             _ => return None,
         })
     }

@@ -20,7 +20,7 @@ use super::relay::Relay;
 use super::socket::Socket;
 use super::status::SessionStatus;
 use super::tokens::Place;
-use crate::proto::{Config, MemoryBudget, Side};
+use crate::proto::{Config, LONGEST, MemoryBudget, Side};
 use crate::rpc::{CallError, IncomingId, Login, LoginError, ProcedureId, StreamOptions};
 use crate::wire::{Open, RemoteError};
 
@@ -427,7 +427,7 @@ impl Handle {
     /// for the dispatchers' own threads.
     pub fn sessions(&self, patience: Duration) -> Vec<SessionStatus> {
         let (sender, told) = mpsc::channel();
-        let until = Instant::now() + patience;
+        let until = Instant::now() + patience.min(LONGEST);
         self.shared.lanes.iter().for_each(|lane| lane.send(Command::Status { to: sender.clone() }));
         drop(sender);
         let next = || told.recv_timeout(until.saturating_duration_since(Instant::now())).ok();

@@ -25,6 +25,13 @@ pub enum Report {
         /// Those of them that came too fast from where they come from.
         over_rate: u64,
     },
+    /// A client may not reach the daemon behind us, by [`Access`](super::Access)' word: each of its calls is answered with that.
+    DaemonRefused {
+        /// The session whose link it is on.
+        session: SessionKey,
+        /// Why.
+        reason: String,
+    },
     /// The TLS handshake of a link is over, and each side has accepted the other.
     LinkSecured {
         /// The session.

@@ -26,6 +26,9 @@ pub struct Config {
     /// Bytes that all windows together may add up to, of this session and of those whose configuration is a clone of this one. A stream
     /// whose first window would not fit is refused, ours and the peer's alike.
     pub memory_budget: MemoryBudget,
+    /// Bytes that this session's windows may add up to, of that, so that one peer leaves some to others; at least one window. A stream whose first
+    /// window would not fit is refused.
+    pub session_memory: u64,
     /// Streams that the peer may ask for in a second, and in four at once; more are refused.
     pub max_opens: u32,
     /// Control packets in a second, and in four at once, that change nothing or only ask for an answer: PING, a PONG for none of ours,
@@ -57,6 +60,7 @@ impl Config {
         self.max_data = self.max_data.clamp(DATA_MIN, DATA_MAX);
         self.window = self.window.max(u64::from(DATA_MIN));
         self.window_max = self.window_max.max(self.window);
+        self.session_memory = self.session_memory.max(self.window);
         self.hello_timeout = self.hello_timeout.map(|timeout| timeout.min(LONGEST));
         for time in [&mut self.open_timeout, &mut self.ping_interval, &mut self.silence_limit] {
             *time = LONGEST.min(*time);
@@ -77,6 +81,7 @@ impl Default for Config {
             window: 256 << 10,
             window_max: 256 << 20,
             memory_budget: MemoryBudget::new(2 << 30),
+            session_memory: 512 << 20,
             max_opens: 10_000,
             max_idle_control: 4_000,
             judge_hello: false,

@@ -43,11 +43,18 @@ impl Eq for MemoryBudget {}
 pub(crate) struct Share {
     budget: MemoryBudget,
     taken: u64,
+    /// What this session may have of it.
+    most: u64,
 }
 
 impl Share {
     pub(crate) fn new(budget: MemoryBudget) -> Self {
-        Self { budget, taken: 0 }
+        Self::up_to(u64::MAX, budget)
+    }
+
+    /// So much at the most, however much there is.
+    pub(super) fn up_to(most: u64, budget: MemoryBudget) -> Self {
+        Self { budget, taken: 0, most }
     }
 
     pub(crate) fn taken(&self) -> u64 {
@@ -56,6 +63,9 @@ impl Share {
 
     /// All of it, or false.
     pub(crate) fn take(&mut self, bytes: u64) -> bool {
+        if bytes > self.most - self.taken {
+            return false;
+        }
         let sum = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= self.budget.bytes());
         let fits = self.budget.0.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum).is_ok();
         self.taken += if fits { bytes } else { 0 };
@@ -64,11 +74,12 @@ impl Share {
 
     /// What is left of half of the budget: the other half is for streams to come.
     pub(super) fn left_to_grow(&self) -> u64 {
-        (self.budget.bytes() / 2).saturating_sub(self.budget.taken())
+        (self.budget.bytes() / 2).saturating_sub(self.budget.taken()).min(self.most - self.taken)
     }
 
     /// As much of it as is left to grow.
     pub(super) fn take_some(&mut self, bytes: u64) -> u64 {
+        let bytes = bytes.min(self.most - self.taken);
         let some = |taken: u64| bytes.min((self.budget.bytes() / 2).saturating_sub(taken));
         let more = |taken: u64| taken.checked_add(some(taken));
         let before = self.budget.0.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
@@ -107,5 +118,16 @@ mod tests {
         assert_eq!(one.take_some(100), 40);
         drop(one);
         assert_eq!(budget.taken(), 0);
+    }
+
+    #[test]
+    fn one_share_takes_no_more_than_it_may_of_what_there_is() {
+        let budget = MemoryBudget::new(1000);
+        let mut one = Share::up_to(100, budget.clone());
+        assert!(one.take(60) && !one.take(41));
+        assert_eq!((one.left_to_grow(), one.take_some(50), one.take_some(1)), (40, 40, 0));
+        one.give(30);
+        assert!(one.take(30) && !one.take(u64::MAX));
+        assert_eq!(budget.taken(), 100);
     }
 }

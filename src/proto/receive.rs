@@ -353,14 +353,20 @@ impl Session {
         if needs_unknown(&request.extensions) {
             return Err(rule_error(codes::OPERATION_UNSUPPORTED, Rule::Extension));
         }
-        let window = if self.has_all_streams() { None } else { self.reserve_window() };
-        match window {
-            Some(window) => Ok((request, window)),
-            None => {
-                self.refused_opens.over_streams += 1;
-                Err(rule_error(codes::RESOURCE_BUSY, Rule::StreamLimit))
-            }
+        if self.has_all_streams() {
+            self.refused_opens.over_streams += 1;
+            return Err(rule_error(codes::RESOURCE_BUSY, Rule::StreamLimit));
         }
+        let window = self.reserve_window().ok_or_else(|| {
+            self.refused_opens.over_memory += 1;
+            broke(
+                Rule::StreamLimit,
+                codes::RESOURCE_BUSY,
+                domains::STREAMS,
+                "no memory is left for another stream".into(),
+            )
+        })?;
+        Ok((request, window))
     }
 
     /// Whether the peer has as many streams as it may. Those that we have reset do not count, since it may have forgotten them. They are at

@@ -70,8 +70,10 @@ pub struct Session {
 pub struct RefusedOpens {
     /// By [`Config::max_opens`].
     pub over_rate: u64,
-    /// By [`Config::max_streams`], or since no window was left of the memory budget.
+    /// By [`Config::max_streams`].
     pub over_streams: u64,
+    /// Since no window was left of [`Config::memory_budget`] or [`Config::session_memory`].
+    pub over_memory: u64,
 }
 
 /// Which end of the link we are.
@@ -130,7 +132,7 @@ impl Session {
             open_ours: 0,
             open_theirs: 0,
             refusals: 0,
-            reserved: Share::new(config.memory_budget.clone()),
+            reserved: Share::up_to(config.session_memory, config.memory_budget.clone()),
             delivered: 0,
             delivery: Delivery::default(),
             link_window: config.window,

@@ -118,11 +118,13 @@ fn session(table: &mut Table<'_, '_>) -> Config {
     let window = table.parsed_by("window", parse_window).map_or(default.window, |ByteSize(bytes)| bytes);
     let window_max = table.parsed_by("window_max", parse_window).map_or(default.window_max, |ByteSize(bytes)| bytes);
     let memory = table.parsed("memory").map(|ByteSize(bytes)| MemoryBudget::new(bytes));
+    let session_memory = table.parsed("session_memory").map(|ByteSize(bytes)| bytes);
     let max_streams = table.number("max_streams", 1..1 << 32).map(|number| number as u32);
     Config {
         window,
         window_max,
         memory_budget: memory.unwrap_or_else(|| default.memory_budget.clone()),
+        session_memory: session_memory.unwrap_or(default.session_memory),
         max_streams: max_streams.unwrap_or(default.max_streams),
         ..default
     }

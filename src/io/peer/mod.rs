@@ -300,10 +300,14 @@ impl Peer {
         let before = std::mem::replace(&mut self.refused_opens, now);
         if now != before {
             let tally = &cx.handle.shared.tally;
-            let (over_rate, over_streams) = (now.over_rate - before.over_rate, now.over_streams - before.over_streams);
-            add(&tally.opens_over_rate, over_rate);
-            add(&tally.opens_over_streams, over_streams);
-            self.refused_untold += over_rate + over_streams;
+            for (counter, more) in [
+                (&tally.opens_over_rate, now.over_rate - before.over_rate),
+                (&tally.opens_over_streams, now.over_streams - before.over_streams),
+                (&tally.opens_over_memory, now.over_memory - before.over_memory),
+            ] {
+                add(counter, more);
+                self.refused_untold += more;
+            }
         }
         // A flood of OPENs is none of lines.
         let is_time = |told: Instant| cx.now.saturating_duration_since(told) >= REFUSED_TOLD;

@@ -1,13 +1,13 @@
 //! What the link brings: to the session, to libvirt's RPC, or to the daemon behind us.
 
 use std::io::{self, IoSlice};
-use std::time::Instant;
 
 use super::{Context, PATIENCE, Peer, Phase, TURN};
 use crate::io::counters::add;
 use crate::io::front::{Front, Passing};
 use crate::io::link::Received;
 use crate::io::places::Place as Seat;
+use crate::io::report::Report;
 use crate::io::tls::is_cut;
 use crate::io::tokens::Place;
 use crate::proto::{Data, SessionError, StreamId};
@@ -149,7 +149,7 @@ impl Peer {
             }
             let before = input.len();
             match self.decoder.decode(&mut input) {
-                Ok(Some(piece)) if self.is_passed_on(cx.now, &piece) => {
+                Ok(Some(piece)) if self.is_passed_on(cx, &piece) => {
                     let begun_before = passing.add(&piece, before - input.len(), read.len() - input.len());
                     begun_before.into_iter().for_each(|header| self.pass_on(cx, &header));
                     if let Err(error) = self.following.see(&piece) {
@@ -197,15 +197,15 @@ impl Peer {
         self.on_daemon(passed);
     }
 
-    fn is_passed_on(&mut self, now: Instant, piece: &Piece<'_>) -> bool {
+    fn is_passed_on(&mut self, cx: &mut Context<'_>, piece: &Piece<'_>) -> bool {
         if let Piece::Header { header, .. } = piece {
             self.ours = self.session.owns(header);
         }
-        !self.ours && self.options.daemon.is_some() && self.may_reach_daemon(now)
+        !self.ours && self.options.daemon.is_some() && self.may_reach_daemon(cx)
     }
 
     /// Asked once, before anything goes there. Who may not has all its calls answered with the reason.
-    fn may_reach_daemon(&mut self, now: Instant) -> bool {
+    fn may_reach_daemon(&mut self, cx: &mut Context<'_>) -> bool {
         if !std::mem::replace(&mut self.daemon_judged, true) {
             let judged = self.options.access.as_ref().map(|access| access.admit_to_daemon(&self.caller(&[])));
             // It need not know HELLO, and may be silent for as long as the daemon lets it.
@@ -213,12 +213,13 @@ impl Peer {
             match judged {
                 Some(Ok(permit)) => self.permits[1] = permit,
                 Some(Err(error)) => {
+                    (cx.report)(Report::DaemonRefused { session: self.key, reason: error.to_string() });
                     self.legacy.offer.denied = Some(error);
                     timeout = Some(self.options.config.hello_timeout.unwrap_or(PATIENCE));
                 }
                 None => {}
             }
-            self.session.set_hello_timeout(now, timeout);
+            self.session.set_hello_timeout(cx.now, timeout);
         }
         self.legacy.offer.denied.is_none()
     }
