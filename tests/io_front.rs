@@ -345,6 +345,30 @@ fn beside_streams_a_daemon_that_takes_nothing_has_the_time_of_one_who_does_not_r
 }
 
 #[test]
+fn beside_streams_a_daemon_that_is_slow_has_all_the_time_that_it_takes() {
+    let limit = Duration::from_millis(500);
+    let mut fronted = fronted();
+    fronted.options.config.silence_limit = limit;
+    fronted.address = fronted.node.listen(fronted.options.clone());
+    let (mut client, daemon) = fronted.joined(true);
+    let mut writer = client.stream.try_clone().unwrap();
+    let said: Arc<Vec<u8>> = Arc::new((1..100).flat_map(|n| legacy(3, n, 50_000)).collect());
+    let says = Arc::clone(&said);
+    let saying = thread::spawn(move || writer.write_all(&says).unwrap());
+    let (begun, mut taken) = (Instant::now(), 0);
+    while begun.elapsed() < 4 * limit {
+        assert!(read(&daemon, 60_000) == said[taken..taken + 60_000]);
+        taken += 60_000;
+        // The pace of a slow daemon.
+        thread::sleep(limit / 10);
+    }
+    assert!(!saying.is_finished(), "more than anybody keeps is still to come");
+    assert!(read(&daemon, said.len() - taken) == said[taken..]);
+    saying.join().unwrap();
+    client.ping();
+}
+
+#[test]
 fn without_the_daemon_only_its_clients_lose_their_links() {
     let mut fronted = fronted();
     let mut bistream = Raw::connect(&fronted.address);

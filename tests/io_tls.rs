@@ -161,6 +161,10 @@ struct Between {
 
 const PASS: u8 = 0;
 const SPOIL: u8 = 1;
+/// What the client says.
+const REPEAT: u8 = 2;
+/// Once, of what the client says.
+const LEAVE_OUT: u8 = 3;
 
 impl Between {
     fn new(port: u16) -> Self {
@@ -172,17 +176,21 @@ impl Between {
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let server = TcpStream::connect(("127.0.0.1", port)).unwrap();
-                for (mut from, mut to) in [(&client, &server), (&server, &client)]
-                    .map(|(from, to)| (from.try_clone().unwrap(), to.try_clone().unwrap()))
+                for (mut from, mut to, is_clients) in [(&client, &server, true), (&server, &client, false)]
+                    .map(|(from, to, is_clients)| (from.try_clone().unwrap(), to.try_clone().unwrap(), is_clients))
                 {
                     let mode = Arc::clone(&shared);
                     thread::spawn(move || {
                         let mut block = [0; 4096];
                         while let Ok(len @ 1..) = from.read(&mut block) {
-                            if mode.load(Ordering::Relaxed) == SPOIL {
-                                block[len - 1] ^= 1;
+                            let now = mode.load(Ordering::Relaxed);
+                            block[len - 1] ^= u8::from(now == SPOIL);
+                            if now == LEAVE_OUT && is_clients {
+                                mode.store(PASS, Ordering::Relaxed);
+                                continue;
                             }
-                            if to.write_all(&block[..len]).is_err() {
+                            let times = if now == REPEAT && is_clients { 2 } else { 1 };
+                            if (0..times).any(|_| to.write_all(&block[..len]).is_err()) {
                                 break;
                             }
                         }
@@ -508,20 +516,31 @@ fn a_link_that_is_cut_without_close_notify_is_told_from_one_that_ended() {
 }
 
 #[test]
-fn a_bit_that_is_changed_under_way_ends_the_session_before_a_wrong_byte_is_delivered() {
-    let authority = Authority::new("authority");
-    let far = Far::new(&server_of(&authority));
-    let between = Between::new(far.port());
-    let mut tunnel = Tunnel::by(far, &between.address, &client_of(&authority));
-    let (mut client, server) = tunnel.carry();
-    between.mode.store(SPOIL, Ordering::Relaxed);
-    client.write_all(b"what nobody may change").unwrap();
-    assert_eq!(to_eof(server), b"");
-    let far = tunnel.far.node.session_ended(tunnel.far_key).expect_err("it is broken").to_string();
-    assert!(far.contains("the peer broke TLS"), "{far}");
-    // The alert that tells us is changed, too.
-    let near = tunnel.near.session_ended(tunnel.near_key).expect_err("it is broken").to_string();
-    assert!(near.contains("TLS"), "{near}");
+fn a_record_that_is_changed_repeated_or_left_out_ends_the_session_before_a_wrong_byte_is_delivered() {
+    let said = b"what nobody may change";
+    for (mode, delivered) in [(SPOIL, &b""[..]), (REPEAT, said), (LEAVE_OUT, b"")] {
+        let authority = Authority::new("authority");
+        let far = Far::new(&server_of(&authority));
+        let between = Between::new(far.port());
+        let mut tunnel = Tunnel::by(far, &between.address, &client_of(&authority));
+        let (mut client, server) = tunnel.carry();
+        between.mode.store(mode, Ordering::Relaxed);
+        client.write_all(said).unwrap();
+        if mode == LEAVE_OUT {
+            let deadline = Instant::now() + PATIENCE;
+            while between.mode.load(Ordering::Relaxed) == LEAVE_OUT {
+                assert!(Instant::now() < deadline, "nothing passed");
+                thread::yield_now();
+            }
+            client.write_all(b"and more").unwrap();
+        }
+        assert_eq!(to_eof(server), delivered, "{mode}");
+        let far = tunnel.far.node.session_ended(tunnel.far_key).expect_err("it is broken").to_string();
+        assert!(far.contains("the peer broke TLS"), "{mode}: {far}");
+        // The alert that tells us comes as everything does.
+        let near = tunnel.near.session_ended(tunnel.near_key).expect_err("it is broken").to_string();
+        assert!(near.contains("TLS"), "{mode}: {near}");
+    }
 }
 
 #[test]

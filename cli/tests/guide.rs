@@ -214,13 +214,14 @@ fn blocks_say_where_they_are_for() {
 }
 
 /// The system's own words, which the tool passes on; and what stands for a name.
-const OTHERS: [&str; 8] = [
+const OTHERS: [&str; 9] = [
     "Address already in use",
     "Connection refused",
     "timed out",
     "failed to lookup address information",
     "No such file or directory",
     "Permission denied",
+    "the CPU is incompatible with host CPU",
     "serve.toml:LINE",
     "NAME",
 ];

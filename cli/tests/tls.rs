@@ -443,6 +443,18 @@ fn another_program_gets_in_with_a_certificate_alone_over_tls_1_2_and_1_3_and_no_
     let _ = plain.read_to_end(&mut answer);
     assert!(answer.len() < 16, "an alert at the most: {answer:?}");
     serve.line_on_stderr("why", |line| line.contains("the peer broke TLS"));
+    // Each link shows its certificates anew, whatever it was told by one before. Without -ign_eof it ends at once.
+    let again = |more: &[&str]| {
+        let client = Run::new("openssl", "openssl").args(["s_client", "-connect", &address]).args(more);
+        client.args(with_certificate).finish(PATIENCE)
+    };
+    let reconnected = again(&["-tls1_2", "-reconnect"]);
+    assert!(reconnected.stdout.matches("New, TLSv1.2").count() > 1, "{reconnected}");
+    assert!(!reconnected.stdout.contains("Reused"), "{reconnected}");
+    // No ticket comes, and so there is neither a session to resume nor early data.
+    let session = keys.path().join("session");
+    let first = again(&["-tls1_3", "-sess_out", &session.display().to_string()]);
+    assert!(first.stdout.contains("New, TLSv1.3") && !first.stdout.contains("New Session Ticket arrived"), "{first}");
     serve.end_well(&[]);
 }
 

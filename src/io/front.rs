@@ -27,6 +27,7 @@ pub(super) struct Front {
     up: Backlog,
     /// Those that wait in it, each where a hole stands, with the byte that it comes with.
     up_descriptors: VecDeque<(u8, OwnedFd)>,
+    takes: u64,
     /// The client has ended; to be told to the daemon behind what waits for it.
     finish_due: bool,
     /// Cuts what the daemon says into packets.
@@ -122,6 +123,7 @@ impl Front {
             descriptors: VecDeque::new(),
             descriptor: None,
             up_descriptors: VecDeque::new(),
+            takes: 0,
         })
     }
 
@@ -170,7 +172,10 @@ impl Front {
             let mut slices = [IoSlice::new(&[]); 16];
             let set = self.up.front(&mut slices);
             match self.daemon.write_vectored(&slices[..set]) {
-                Ok(taken) => self.up.advance(taken),
+                Ok(taken) => {
+                    self.up.advance(taken);
+                    self.takes += 1;
+                }
                 Err(error) => self.on_write_error(error)?,
             }
         }
@@ -202,10 +207,16 @@ impl Front {
             Ok(()) => {
                 self.up_descriptors.pop_front();
                 self.up.pop_hole();
+                self.takes += 1;
             }
             Err(error) => self.on_write_error(error)?,
         }
         Ok(())
+    }
+
+    /// How often the daemon took something of what waited for it.
+    pub(super) fn takes(&self) -> u64 {
+        self.takes
     }
 
     /// Whether the daemon takes so little that the link should not be read.

@@ -1,6 +1,6 @@
 //! What the command line says of a migration.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use virbistream::io::Address;
@@ -33,6 +33,9 @@ pub(crate) struct MigrateArgs {
     /// Stop the guest while it moves, which takes less time than to move it running
     #[arg(long)]
     pub(crate) not_live: bool,
+    /// Files that are in no storage pool of the destination's have been made there by hand: write over them
+    #[arg(long)]
+    pub(crate) precreated: bool,
     /// A file with the ticket that lets us in, `-` for stdin
     #[arg(long, value_name = "FILE")]
     pub(crate) ticket: Option<PathBuf>,
@@ -59,9 +62,34 @@ impl MigrateArgs {
         if self.ticket.is_some() && is_open(&self.desturi.address) {
             return Err(format!("a ticket is not said over {}: whoever reads along could use it", self.desturi));
         }
-        match self.base.is_absolute() {
-            true => Ok(()),
-            false => Err(format!("--base {} does not begin with /", self.base.display())),
+        check_base(&self.base)
+    }
+}
+
+/// It becomes part of a URI of libvirt's, which takes nothing there that is escaped.
+fn check_base(base: &Path) -> Result<(), String> {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-~+@:,=".contains(letter);
+    match base.to_string_lossy().chars().find(|letter| !is_plain(*letter)) {
+        Some(letter) => {
+            Err(format!("--base {} has `{}`, which a URI cannot have there", base.display(), letter.escape_debug()))
         }
+        None if base.is_absolute() => Ok(()),
+        None => Err(format!("--base {} does not begin with /", base.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_is_an_absolute_path_of_letters_that_a_uri_takes() {
+        assert_eq!(check_base(Path::new(BASE)), Ok(()));
+        assert_eq!(check_base(Path::new("/run/a-b_c.d")), Ok(()));
+        for letter in ["&", "#", "%", "?", ";", " ", "ä", "\n"] {
+            let error = check_base(Path::new(&format!("/run/a{letter}b"))).expect_err(letter);
+            assert!(error.contains("which a URI cannot have there"), "{error}");
+        }
+        assert!(check_base(Path::new("run")).expect_err("relative").contains("does not begin with /"));
     }
 }

@@ -1,18 +1,16 @@
 //! What is looked at before a migration begins: all of it, in one list, and nothing is changed.
 
-use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
 use std::time::SystemTime;
 
-use roxmltree::Document;
 use virbistream::wire::Escaped;
 
 use super::args::MigrateArgs;
-use super::domain::{Disk, Domain};
+use super::domain::{Cpu, Domain, is_missing};
 use super::host::Host;
 use super::outcome::Failure;
 use super::progress::Said;
+use super::storage::Storage;
 use super::tunnel::Tunnel;
 use super::virsh::{Virsh, VirshError};
 
@@ -26,11 +24,13 @@ const DAYS: u64 = 14;
 pub(super) struct List<'a> {
     said: &'a Said,
     failed: Vec<String>,
+    /// Nobody waits for an answer any more.
+    is_over: bool,
 }
 
 impl<'a> List<'a> {
     pub(super) fn new(said: &'a Said) -> Self {
-        Self { said, failed: Vec::new() }
+        Self { said, failed: Vec::new(), is_over: false }
     }
 
     /// Nothing may be begun when something failed.
@@ -38,30 +38,44 @@ impl<'a> List<'a> {
         if self.failed.is_empty() { Ok(()) } else { Err(Failure::Checks(self.failed.join("; "))) }
     }
 
-    fn ok(&mut self, what: &str, text: impl AsRef<str>) {
-        self.said.check(what, "ok", text.as_ref());
+    /// What comes of a question that was cancelled is no finding: with it the list ends, and says nothing more.
+    pub(super) fn heard<T>(&mut self, answer: Result<T, VirshError>) -> Result<T, VirshError> {
+        self.is_over |= matches!(answer, Err(VirshError::Cancelled));
+        answer
     }
 
-    fn warn(&mut self, what: &str, text: impl AsRef<str>) {
-        self.said.check(what, "warning", text.as_ref());
+    pub(super) fn ok(&mut self, what: &str, text: impl AsRef<str>) {
+        self.say(what, "ok", text.as_ref());
     }
 
-    fn fail(&mut self, what: &str, text: impl AsRef<str>) {
-        self.failed.push(Escaped(text.as_ref()).to_string());
-        self.said.check(what, "failed", text.as_ref());
+    pub(super) fn warn(&mut self, what: &str, text: impl AsRef<str>) {
+        self.say(what, "warning", text.as_ref());
+    }
+
+    pub(super) fn fail(&mut self, what: &str, text: impl AsRef<str>) {
+        if !self.is_over {
+            self.failed.push(Escaped(text.as_ref()).to_string());
+        }
+        self.say(what, "failed", text.as_ref());
+    }
+
+    fn say(&self, what: &str, result: &str, text: &str) {
+        if !self.is_over {
+            self.said.check(what, result, text);
+        }
     }
 
     /// The source's libvirtd, and the guest there.
     pub(super) fn source(&mut self, virsh: &Virsh, args: &MigrateArgs) -> Option<(Host, Domain)> {
         self.daemon("source", virsh)?;
-        let host = match Host::read(virsh) {
+        let host = match self.heard(Host::read(virsh)) {
             Ok(host) => host,
             Err(error) => {
                 self.fail("source", format!("the source's libvirtd: {error}"));
                 return None;
             }
         };
-        let domain = match Domain::read(virsh, &args.domain, args.libvirt.value("migrate-disks")) {
+        let mut domain = match self.heard(Domain::read(virsh, &args.domain, args.libvirt.value("migrate-disks"))) {
             Ok(domain) => domain,
             Err(error) => {
                 self.fail("guest", error.to_string());
@@ -69,12 +83,42 @@ impl<'a> List<'a> {
             }
         };
         match domain.is_running() {
-            true => self.ok("guest", format!("`{}` is {}", domain.name, domain.state)),
+            true => {
+                self.ok("guest", format!("`{}` is {}", domain.name, domain.state));
+                self.job(virsh, &domain.uuid);
+            }
             false => {
                 self.fail("guest", format!("`{}` is {}: only a running guest is moved", domain.name, domain.state))
             }
         }
+        if let Some(path) = args.libvirt.value("xml") {
+            match std::fs::read_to_string(path).map(|xml| domain.place_as_in(&xml)) {
+                Ok(true) => {}
+                Ok(false) => self.fail("XML", format!("the definition in {path} is not understood")),
+                Err(error) => self.fail("XML", format!("cannot read {path}: {error}")),
+            }
+        }
+        if args.libvirt.has("undefinesource") && !args.libvirt.has("persistent") {
+            self.warn(
+                "definition",
+                "--undefinesource without --persistent: once it has moved, the guest is defined nowhere",
+            );
+        }
         Some((host, domain))
+    }
+
+    /// libvirt would let a migration wait for it, and who cancels that ends the other one.
+    fn job(&mut self, virsh: &Virsh, uuid: &str) {
+        match self.heard(virsh.ask(&["domjobinfo", uuid])) {
+            Ok(said) => {
+                let after = |words: &str| said.lines().find_map(|line| line.strip_prefix(words)).map(str::trim);
+                if after("Job type:").is_some_and(|kind| kind != "None") {
+                    let operation = after("Operation:").unwrap_or("libvirt does not say which");
+                    self.fail("job", format!("a job is under way ({operation})"));
+                }
+            }
+            Err(error) => self.fail("job", format!("whether a job is under way is not known: {error}")),
+        }
     }
 
     /// All that is asked of the destination.
@@ -123,7 +167,7 @@ impl<'a> List<'a> {
     }
 
     fn daemon(&mut self, what: &str, virsh: &Virsh) -> Option<()> {
-        match virsh.ask(&["version", "--daemon"]) {
+        match self.heard(virsh.ask(&["version", "--daemon"])) {
             Ok(said) => {
                 let after =
                     |words: &str| said.lines().find_map(|line| line.strip_prefix(words)).unwrap_or("unknown").trim();
@@ -139,7 +183,7 @@ impl<'a> List<'a> {
     }
 
     fn hosts(&mut self, source: &Host, destination: &Virsh) {
-        match Host::read(destination) {
+        match self.heard(Host::read(destination)) {
             Ok(there) if there.uuid == source.uuid => self.fail("hosts", "source and destination are the same host"),
             Ok(_) => self.ok("hosts", "they are two"),
             Err(error) => self.warn("hosts", error.to_string()),
@@ -147,19 +191,37 @@ impl<'a> List<'a> {
     }
 
     fn name(&mut self, destination: &Virsh, name: &str, uuid: &str) {
-        match destination.ask(&["domstate", uuid]) {
-            Ok(state) if state == "shut off" => {
-                return self.warn("name", "the guest is defined at the destination, too: libvirt replaces that");
-            }
+        match self.heard(destination.ask(&["domstate", uuid])) {
+            Ok(state) if state == "shut off" => return self.defined(destination, name, uuid),
             Ok(state) => return self.fail("name", format!("the guest is {state} at the destination already")),
-            Err(_) => {}
+            Err(error) if is_missing(&error) => {}
+            Err(error) => {
+                return self.fail("name", format!("whether the guest is at the destination is not known: {error}"));
+            }
         }
-        match destination.ask(&["list", "--all", "--name"]) {
-            Ok(names) if names.lines().any(|other| other == name) => {
+        match self.heard(destination.ask(&["list", "--all", "--name"])) {
+            Ok(names) if names.lines().any(|other| other.trim() == name) => {
                 self.fail("name", format!("another guest is named `{name}` at the destination"));
             }
             Ok(_) => self.ok("name", format!("`{name}` is free at the destination")),
-            Err(error) => self.warn("name", error.to_string()),
+            Err(error) => {
+                self.fail("name", format!("whether `{name}` is free at the destination is not known: {error}"))
+            }
+        }
+    }
+
+    /// The same guest, shut off at the destination.
+    fn defined(&mut self, destination: &Virsh, name: &str, uuid: &str) {
+        match self.heard(destination.ask(&["domname", uuid])) {
+            Ok(there) if there == name => {
+                self.warn("name", "the guest is defined at the destination, too: libvirt replaces that");
+            }
+            Ok(there) => {
+                self.fail("name", format!("the guest is defined at the destination as `{there}`: see --dname"))
+            }
+            Err(error) => {
+                self.fail("name", format!("what the guest is named at the destination is not known: {error}"))
+            }
         }
     }
 
@@ -170,60 +232,21 @@ impl<'a> List<'a> {
                 return self.fail("disks", format!("the guest has no disk `{target}` that could be copied"));
             }
         }
-        if domain.disks.is_empty() {
-            return self.fail("disks", "the guest has none that would be copied: virsh migrate moves it alone");
-        }
-        let pools = match pools(destination) {
-            Ok(pools) => pools,
-            Err(error) => return self.fail("disks", error.to_string()),
-        };
-        let mut wanted = BTreeMap::new();
-        for disk in &domain.disks {
-            self.disk(source, destination, domain, disk, &pools, &mut wanted);
-        }
-        for (pool, bytes) in wanted {
-            let what = format!("pool {}", pool.name);
-            match bytes <= pool.available {
-                true => self.ok(&what, format!("{} of {} bytes free are needed", bytes, pool.available)),
-                false => self.fail(
-                    &what,
-                    format!("{} bytes are needed at the destination, and {} are free", bytes, pool.available),
-                ),
-            }
-        }
-    }
-
-    fn disk<'p>(
-        &mut self,
-        source: &Virsh,
-        destination: &Virsh,
-        domain: &Domain,
-        disk: &Disk,
-        pools: &'p [Pool],
-        wanted: &mut BTreeMap<&'p Pool, u64>,
-    ) {
-        let what = format!("disk {}", disk.target);
-        let Some(path) = disk.source.as_deref() else {
-            return self.fail(&what, "it is on the network: choose the others with --migrate-disks");
-        };
-        let folder = Path::new(path).parent().and_then(Path::to_str);
-        if destination.ask(&["vol-info", path]).is_ok() {
-            return self.warn(&what, format!("{path} is at the destination already, and is written over"));
-        }
-        match pools.iter().find(|pool| folder == Some(&*pool.folder)) {
-            Some(pool) => {
-                let size = allocated(source, &domain.uuid, &disk.target);
-                *wanted.entry(pool).or_default() += size.unwrap_or(0);
-                self.ok(&what, format!("{path} will be made in the pool `{}`", pool.name));
-            }
-            None => self.fail(&what, format!("{path} is in the directory of no storage pool at the destination")),
+        match domain.disks.is_empty() {
+            true => self.fail("disks", "the guest has none that would be copied: virsh migrate moves it alone"),
+            false => Storage::new(source, destination, domain, args).check(self),
         }
     }
 
     /// libvirt's own comparison, where a model is asked for.
     fn cpu(&mut self, destination: &Virsh, domain: &Domain) {
-        let Some(cpu) = domain.cpu.as_deref() else {
-            return self.ok("CPU", "the guest asks for no model");
+        let cpu = match &domain.cpu {
+            Cpu::Any => return self.ok("CPU", "the guest asks for no model"),
+            Cpu::Host(mode) => {
+                let text = format!("libvirt cannot compare {mode}: both hosts need the same CPU");
+                return self.warn("CPU", text);
+            }
+            Cpu::Model(cpu) => cpu,
         };
         let compared = (|| {
             let no_file = |error| VirshError::Failed(format!("no file can be made to ask with: {error}"));
@@ -238,36 +261,10 @@ impl<'a> List<'a> {
                 .for_each(|pair| words.extend(pair));
             destination.ask(&words)
         })();
-        match compared {
+        match self.heard(compared) {
             Ok(_) => self.ok("CPU", "the destination has what the guest asks for"),
             Err(VirshError::Failed(why)) if why.contains("incompatible") => self.fail("CPU", why),
             Err(error) => self.warn("CPU", format!("libvirt cannot compare it: {error}")),
         }
     }
-}
-
-/// A directory for disks.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Pool {
-    name: String,
-    folder: String,
-    available: u64,
-}
-
-fn pools(virsh: &Virsh) -> Result<Vec<Pool>, VirshError> {
-    let names = virsh.ask(&["pool-list", "--name"])?;
-    let pool = |name: &str| {
-        let xml = virsh.ask(&["pool-dumpxml", name]).ok()?;
-        let document = Document::parse(&xml).ok()?;
-        let text = |tag: &str| document.descendants().find(|node| node.has_tag_name(tag))?.text().map(str::trim);
-        let (folder, available) = (text("path")?, text("available")?.parse().ok()?);
-        Some(Pool { name: name.into(), folder: folder.trim_end_matches('/').into(), available })
-    };
-    Ok(names.lines().map(str::trim).filter(|name| !name.is_empty()).filter_map(pool).collect())
-}
-
-/// Bytes that a disk takes at the source: its copy takes about as much.
-fn allocated(virsh: &Virsh, domain: &str, disk: &str) -> Option<u64> {
-    let said = virsh.ask(&["domblkinfo", domain, disk]).ok()?;
-    said.lines().find_map(|line| line.strip_prefix("Allocation:"))?.trim().parse().ok()
 }

@@ -12,6 +12,7 @@ mod names;
 mod outcome;
 mod progress;
 mod run;
+mod storage;
 mod tunnel;
 mod virsh;
 

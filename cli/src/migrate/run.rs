@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::args::MigrateArgs;
 use super::checks::List;
-use super::domain::{Disk, Domain};
+use super::domain::{Disk, Domain, is_missing};
 use super::names::Part;
 use super::outcome::{Failure, Guest};
 use super::progress::{Monitor, Moved, Said, Snapshot, pairs};
@@ -236,14 +236,9 @@ fn there(tunnel: &Tunnel, domain: &str) -> Result<Option<String>, String> {
     }
     match tunnel.virsh().ask(&["domstate", domain]) {
         Ok(state) => Ok(Some(state).filter(|state| state != "shut off")),
-        Err(VirshError::Failed(why)) if is_unknown_domain(&why) => Ok(None),
+        Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(error.to_string()),
     }
-}
-
-/// In virsh's own words, which LC_ALL=C keeps as they are.
-fn is_unknown_domain(why: &str) -> bool {
-    why.contains("failed to get domain") || why.contains("Domain not found")
 }
 
 fn guest_here(source: &Virsh, domain: &str) -> Guest {

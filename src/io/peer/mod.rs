@@ -98,8 +98,9 @@ pub(super) struct Peer {
     refused_told: Option<Instant>,
     /// Since when what is on its way out waits for the link to take some of it.
     unread_since: Option<Instant>,
-    /// Since when the daemon behind us takes so little that the link of a session is not read.
-    daemon_full_since: Option<Instant>,
+    /// Where the daemon behind us takes so little that the link of a session is not read: since when it took nothing at all, and how often it
+    /// had taken something before.
+    daemon_full_since: Option<(Instant, u64)>,
     /// Until when the limit of all sessions holds up what could be sent.
     limited_until: Option<Instant>,
     /// It is to be closed when libvirt's calls and streams are over.
@@ -201,7 +202,7 @@ impl Peer {
             Phase::Flushing(deadline) | Phase::Lingering(deadline) => Some(deadline),
             Phase::Running | Phase::Gone => None,
         };
-        let full = self.legacy.full_since().into_iter().chain(self.daemon_full_since);
+        let full = self.legacy.full_since().into_iter().chain(self.daemon_full_since.map(|(since, _)| since));
         let legacy = self.legacy.deadline().into_iter().chain(full.map(|since| self.unread_limit(since)));
         self.session
             .poll_timeout()
@@ -327,7 +328,7 @@ impl Peer {
             self.on_link_end("a legacy client calls on without reading the answers");
             return;
         }
-        if self.daemon_full_since.is_some_and(|since| self.unread_limit(since) <= now) {
+        if self.daemon_full_since.is_some_and(|(since, _)| self.unread_limit(since) <= now) {
             self.on_link_end("the daemon behind this address takes nothing");
             return;
         }

@@ -34,8 +34,11 @@ impl Peer {
         let waits = self.stood && !self.session.is_closed() && self.link.is_writing();
         self.unread_since = if waits { self.unread_since.or(Some(cx.now)) } else { None };
         // Without a session the client alone waits, as it would with the daemon itself.
-        let is_full = self.stood && self.front.as_ref().is_some_and(Front::is_full);
-        self.daemon_full_since = if is_full { self.daemon_full_since.or(Some(cx.now)) } else { None };
+        let full = self.front.as_ref().filter(|front| self.stood && front.is_full()).map(Front::takes);
+        self.daemon_full_since = full.map(|takes| match self.daemon_full_since {
+            Some((since, before)) if before == takes => (since, takes),
+            _ => (cx.now, takes),
+        });
         sent
     }
 
