@@ -157,12 +157,9 @@ impl<'a> List<'a> {
 
     /// Both were valid when the connection began.
     fn certificates(&mut self, certificates: [SystemTime; 2]) {
-        let days = |end: SystemTime| end.duration_since(SystemTime::now()).unwrap_or_default().as_secs() / 86_400;
-        let [ours, theirs] = certificates.map(days);
-        let text = format!("ours is valid for {ours} more days, the destination's for {theirs}");
-        match ours.min(theirs) < DAYS {
-            true => self.warn("certificates", text),
-            false => self.ok("certificates", text),
+        match valid(SystemTime::now(), certificates) {
+            (true, text) => self.ok("certificates", text),
+            (false, text) => self.warn("certificates", text),
         }
     }
 
@@ -265,6 +262,31 @@ impl<'a> List<'a> {
             Ok(_) => self.ok("CPU", "the destination has what the guest asks for"),
             Err(VirshError::Failed(why)) if why.contains("incompatible") => self.fail("CPU", why),
             Err(error) => self.warn("CPU", format!("libvirt cannot compare it: {error}")),
+        }
+    }
+}
+
+/// Whether our certificate and the destination's are valid for long, in words too.
+fn valid(now: SystemTime, ends: [SystemTime; 2]) -> (bool, String) {
+    let [ours, theirs] = ends.map(|end| end.duration_since(now).unwrap_or_default().as_secs() / 86_400);
+    let text = format!("ours is valid for {ours} more days, the destination's for {theirs}");
+    (ours.min(theirs) >= DAYS, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_worth_a_word() {
+        let now = SystemTime::now();
+        for (days, is_long) in [([100, 14], true), ([10, 100], false), ([100, 10], false), ([0, 100], false)] {
+            let (long, text) = valid(now, days.map(|days| now + Duration::from_secs(days * 86_400)));
+            assert_eq!(long, is_long, "{text}");
+            let [ours, theirs] = days;
+            assert_eq!(text, format!("ours is valid for {ours} more days, the destination's for {theirs}"));
         }
     }
 }
