@@ -350,10 +350,10 @@ fn beside_streams_a_daemon_that_is_slow_has_all_the_time_that_it_takes() {
     let mut fronted = fronted();
     fronted.options.config.silence_limit = limit;
     fronted.address = fronted.node.listen(fronted.options.clone());
-    let (mut client, daemon) = fronted.joined(true);
-    let mut writer = client.stream.try_clone().unwrap();
     let said: Arc<Vec<u8>> = Arc::new((1..400).flat_map(|n| legacy(3, n, 50_000)).collect());
     let says = Arc::clone(&said);
+    let (mut client, daemon) = fronted.joined(true);
+    let mut writer = client.stream.try_clone().unwrap();
     let saying = thread::spawn(move || writer.write_all(&says).unwrap());
     let (begun, mut taken) = (Instant::now(), 0);
     while begun.elapsed() < 4 * limit {
