@@ -440,8 +440,8 @@ fn a_stream_moves_on_while_two_hundred_handshakes_hang_and_they_are_ended() {
     assert_carries(&client, &server, 1 << 20);
 }
 
-/// A client of rustls' own, with a certificate, whose handshake is over.
-fn client_without_us(far: &Far, authority: &Authority) -> (ClientConnection, TcpStream) {
+/// A client of rustls' own, with a certificate, whose handshake over a link is over.
+fn client_without_us(mut link: TcpStream, authority: &Authority) -> (ClientConnection, TcpStream) {
     let leaf = authority.client("other");
     let certificate = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
     let mut roots = RootCertStore::empty();
@@ -451,11 +451,44 @@ fn client_without_us(far: &Far, authority: &Authority) -> (ClientConnection, Tcp
     let config = config.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
     let config = config.with_client_auth_cert(vec![certificate(&leaf.certificate)], key).unwrap();
     let name = ServerName::try_from("127.0.0.1").unwrap();
-    let (mut connection, mut link) = (ClientConnection::new(Arc::new(config), name).unwrap(), far.dial());
+    let mut connection = ClientConnection::new(Arc::new(config), name).unwrap();
     while connection.is_handshaking() {
         connection.complete_io(&mut link).unwrap();
     }
     (connection, link)
+}
+
+#[test]
+fn keys_that_the_peer_asks_to_renew_are_renewed_and_bytes_go_on() {
+    const LEN: usize = 327_680;
+    let authority = Authority::new("authority");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let link = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let mut stream = TlsStream::server(listener.accept().unwrap().0, &server_of(&authority)).unwrap();
+    let answering = thread::spawn(move || {
+        let mut byte = [0];
+        while let Ok(1) = stream.read(&mut byte) {
+            stream.write_all(&[byte[0]; LEN]).unwrap();
+            stream.flush().unwrap();
+        }
+        stream.finish().unwrap();
+    });
+    let (mut connection, mut link) = client_without_us(link, &authority);
+    let mut stream = rustls::Stream::new(&mut connection, &mut link);
+    // libvirt's word.
+    stream.read_exact(&mut [0]).unwrap();
+    for byte in 0..5 {
+        stream.conn.refresh_traffic_keys().unwrap();
+        stream.write_all(&[byte]).unwrap();
+        let mut came = vec![0; LEN];
+        stream.read_exact(&mut came).unwrap();
+        assert!(came.iter().all(|it| *it == byte));
+    }
+    stream.conn.send_close_notify();
+    stream.flush().unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    answering.join().unwrap();
 }
 
 #[test]
@@ -471,7 +504,7 @@ fn tls_own_messages_without_end_hold_no_other_session_up() {
             there.write_all(&byte).unwrap();
         }
     });
-    let (mut connection, mut link) = client_without_us(&tunnel.far, &authority);
+    let (mut connection, mut link) = client_without_us(tunnel.far.dial(), &authority);
     connection.set_buffer_limit(None);
     // What makes it more than the messages that rustls lets pass in a row are bytes of a long packet.
     let packet = Header { program: 1, version: 1, procedure: 1, kind: 2, serial: 0, status: 0 };
