@@ -418,7 +418,7 @@ pub(crate) struct SessionArgs {
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     memory: ByteSize,
     /// Bytes that those of one session may have of it, at least one window
-    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     session_memory: ByteSize,
     /// Streams that the peer may have open at once
     #[arg(long, value_name = "N", default_value_t = 1024)]

@@ -147,8 +147,15 @@ fn text(value: &Value, key: &str) -> String {
     value[key].as_str().unwrap_or_default().escape_debug().to_string()
 }
 
+/// With its beginning and its end, if it is long: names of migrations differ in both.
 fn name(value: &Value, key: &str) -> String {
-    cut(&text(value, key), NAME_MAX)
+    let text: Vec<char> = text(value, key).chars().collect();
+    if text.len() <= NAME_MAX {
+        return text.into_iter().collect();
+    }
+    let head = NAME_MAX / 2;
+    let tail = text.len() - (NAME_MAX - head - 1);
+    text[..head].iter().chain(&['…']).chain(&text[tail..]).collect()
 }
 
 fn table(status: &Value, rates: &Rates) -> String {
@@ -266,5 +273,7 @@ mod tests {
         assert_eq!(framed("ab\ncd\nef\n", (80, 2)), ["ab", "… 2 more"]);
         let long = json!({ "name": "é".repeat(99) });
         assert_eq!(name(&long, "name").chars().count(), NAME_MAX);
+        let target = json!({ "name": "migration/3f3d7d6f-0c3e-4a4c-b2f0-5d0fd4d42b11/disks" });
+        assert_eq!(name(&target, "name"), "migration/3f3d7d6f-0…-5d0fd4d42b11/disks");
     }
 }

@@ -220,7 +220,7 @@ fn a_migration_under_way_can_be_seen_and_slowed_down_and_a_virsh_that_hangs_hold
     source.succeed(
         "mkdir -p hanging; cat >hanging/virsh <<'END OF FILE'
 #!/bin/sh
-case \"$*\" in *domjobinfo*) echo >/root/asked; exec sleep infinity;; esac
+case \"$*\" in *domjobinfo*rawstats*) echo >/root/asked; exec sleep infinity;; esac
 exec /usr/bin/virsh \"$@\"
 END OF FILE
          chmod +x hanging/virsh",

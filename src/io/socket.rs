@@ -152,7 +152,6 @@ impl Socket {
         &self.peer
     }
 
-    /// The address at the other end, over IP, while there is a connection.
     /// Who shares one allowance of links; `None` for a UNIX socket that the kernel knows nothing of.
     pub(super) fn origin(&self) -> Option<Origin> {
         match &self.kind {

@@ -27,7 +27,7 @@ pub struct Config {
     /// whose first window would not fit is refused, ours and the peer's alike.
     pub memory_budget: MemoryBudget,
     /// Bytes that this session's windows may add up to, of that, so that one peer leaves some to others; at least one window. A stream whose first
-    /// window would not fit is refused.
+    /// window would not fit is refused; what is beyond first windows comes from one half of this, too.
     pub session_memory: u64,
     /// Streams that the peer may ask for in a second, and in four at once; more are refused.
     pub max_opens: u32,
@@ -81,7 +81,7 @@ impl Default for Config {
             window: 256 << 10,
             window_max: 256 << 20,
             memory_budget: MemoryBudget::new(2 << 30),
-            session_memory: 512 << 20,
+            session_memory: 1 << 30,
             max_opens: 10_000,
             max_idle_control: 4_000,
             judge_hello: false,

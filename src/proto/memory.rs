@@ -72,14 +72,18 @@ impl Share {
         fits
     }
 
-    /// What is left of half of the budget: the other half is for streams to come.
+    /// What is left of half of the budget, and of half of what this session may have: the other halves are for streams to come.
     pub(super) fn left_to_grow(&self) -> u64 {
-        (self.budget.bytes() / 2).saturating_sub(self.budget.taken()).min(self.most - self.taken)
+        (self.budget.bytes() / 2).saturating_sub(self.budget.taken()).min(self.own_left_to_grow())
+    }
+
+    fn own_left_to_grow(&self) -> u64 {
+        (self.most / 2).saturating_sub(self.taken)
     }
 
     /// As much of it as is left to grow.
     pub(super) fn take_some(&mut self, bytes: u64) -> u64 {
-        let bytes = bytes.min(self.most - self.taken);
+        let bytes = bytes.min(self.own_left_to_grow());
         let some = |taken: u64| bytes.min((self.budget.bytes() / 2).saturating_sub(taken));
         let more = |taken: u64| taken.checked_add(some(taken));
         let before = self.budget.0.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
@@ -124,10 +128,13 @@ mod tests {
     fn one_share_takes_no_more_than_it_may_of_what_there_is() {
         let budget = MemoryBudget::new(1000);
         let mut one = Share::up_to(100, budget.clone());
-        assert!(one.take(60) && !one.take(41));
-        assert_eq!((one.left_to_grow(), one.take_some(50), one.take_some(1)), (40, 40, 0));
-        one.give(30);
-        assert!(one.take(30) && !one.take(u64::MAX));
+        assert!(one.take(10) && !one.take(91));
+        assert_eq!(
+            (one.left_to_grow(), one.take_some(50), one.take_some(1)),
+            (40, 40, 0),
+            "half is for streams to come"
+        );
+        assert!(one.take(50) && !one.take(1) && !one.take(u64::MAX));
         assert_eq!(budget.taken(), 100);
     }
 }

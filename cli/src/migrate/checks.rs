@@ -1,4 +1,4 @@
-//! What is looked at before a migration begins: all of it, in one list, and nothing is changed.
+//! What is looked at before a migration begins: all of it, in one list, and nothing is changed: libvirt looks again what is in its pools.
 
 use std::io::Write;
 use std::time::SystemTime;
@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use virbistream::wire::Escaped;
 
 use super::args::MigrateArgs;
-use super::domain::{Cpu, Domain, is_missing};
+use super::domain::{Cpu, Domain, state_at};
 use super::host::Host;
 use super::outcome::Failure;
 use super::progress::Said;
@@ -188,10 +188,10 @@ impl<'a> List<'a> {
     }
 
     fn name(&mut self, destination: &Virsh, name: &str, uuid: &str) {
-        match self.heard(destination.ask(&["domstate", uuid])) {
-            Ok(state) if state == "shut off" => return self.defined(destination, name, uuid),
-            Ok(state) => return self.fail("name", format!("the guest is {state} at the destination already")),
-            Err(error) if is_missing(&error) => {}
+        match self.heard(state_at(destination, uuid)) {
+            Ok(Some(state)) if state == "shut off" => return self.defined(destination, name, uuid),
+            Ok(Some(state)) => return self.fail("name", format!("the guest is {state} at the destination already")),
+            Ok(None) => {}
             Err(error) => {
                 return self.fail("name", format!("whether the guest is at the destination is not known: {error}"));
             }

@@ -131,10 +131,17 @@ impl Domain {
     }
 }
 
-/// There is no such guest, by virsh's word or libvirt's; all else says nothing of one.
-pub(super) fn is_missing(error: &VirshError) -> bool {
-    let is_said = |why: &str| ["failed to get domain", "Domain not found"].iter().any(|words| why.contains(words));
-    matches!(error, VirshError::Failed(why) if is_said(why))
+/// What a guest is there; nothing where it is not. virsh says the same of a guest that is missing and of one that it could not look for: the
+/// list of all, which comes whole or not at all, tells.
+pub(super) fn state_at(virsh: &Virsh, uuid: &str) -> Result<Option<String>, VirshError> {
+    match virsh.ask(&["domstate", "--domain", uuid]) {
+        Ok(state) => Ok(Some(state)),
+        Err(error @ VirshError::Failed(_)) => {
+            let all = virsh.ask(&["list", "--all", "--uuid"])?;
+            if all.lines().any(|other| other.trim() == uuid) { Err(error) } else { Ok(None) }
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A guest's name, and where all is that its disks consist of, backing files too.

@@ -3,14 +3,13 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::args::MigrateArgs;
 use super::checks::List;
-use super::domain::{Disk, Domain, is_missing};
+use super::domain::{Disk, Domain, state_at};
 use super::names::Part;
 use super::outcome::{Failure, Guest};
 use super::progress::{Monitor, Moved, Said, Snapshot, pairs};
@@ -170,17 +169,19 @@ fn watch(
     let mut shown = None;
     loop {
         if tunnel.wait(LOOK) {
-            if cancelling.is_asked {
-                return Ok(None);
-            }
-            match is_postcopy(source, &domain.uuid) {
-                true => said.note(
-                    "the guest runs at the destination and its memory follows: it cannot be cancelled any more, and goes on",
-                ),
-                false => {
+            match (is_postcopy(source, &domain.uuid), cancelling.is_asked) {
+                // It may have come to that since it was asked for the first time.
+                (true, _) => {
+                    cancelling.is_asked = false;
+                    said.note(
+                        "the guest runs at the destination and its memory follows: it cannot be cancelled any more, and goes on",
+                    );
+                }
+                (false, false) => {
                     said.note("cancelling");
                     cancelling.is_asked = true;
                 }
+                (false, true) => return Ok(None),
             }
         }
         if let Some(answer) = asked.answer().map_err(|error| error.to_string())? {
@@ -203,13 +204,14 @@ fn is_postcopy(source: &Virsh, domain: &str) -> bool {
 }
 
 /// Has libvirt end a migration that nobody can watch, since it may go on without virsh. Where the guest is then.
-fn abandon(source: &Virsh, tunnel: &Tunnel, domain: &Domain, asked: Asked) -> Guest {
+fn abandon(source: &Virsh, tunnel: &mut Tunnel, domain: &Domain, asked: Asked) -> Guest {
     let until = Instant::now() + NOTICE;
     // Until there is no job.
     while source.ask(&["domjobabort", &domain.uuid]).is_ok() && Instant::now() < until {
-        thread::sleep(LOOK);
+        tunnel.wait(LOOK);
     }
     drop(asked);
+    tunnel.wait(Duration::ZERO);
     guest(source, tunnel, &domain.uuid)
 }
 
@@ -234,11 +236,8 @@ fn there(tunnel: &Tunnel, domain: &str) -> Result<Option<String>, String> {
     if let Some(lost) = tunnel.lost() {
         return Err(lost.to_owned());
     }
-    match tunnel.virsh().ask(&["domstate", domain]) {
-        Ok(state) => Ok(Some(state).filter(|state| state != "shut off")),
-        Err(error) if is_missing(&error) => Ok(None),
-        Err(error) => Err(error.to_string()),
-    }
+    let state = state_at(&tunnel.virsh(), domain).map_err(|error| error.to_string())?;
+    Ok(state.filter(|state| state != "shut off"))
 }
 
 fn guest_here(source: &Virsh, domain: &str) -> Guest {

@@ -6,7 +6,7 @@ use roxmltree::Document;
 
 use super::args::MigrateArgs;
 use super::checks::List;
-use super::domain::{Disk, Domain, Place, is_missing, places};
+use super::domain::{Disk, Domain, Place, places, state_at};
 use super::virsh::{Virsh, VirshError};
 
 /// What is asked about the disks, and of whom.
@@ -73,7 +73,8 @@ impl<'a> Storage<'a> {
             match list.heard(refreshed.and_then(|_| Pool::read(destination, &pool.name))) {
                 Ok(Some(now)) => *pool = now,
                 Ok(None) => {}
-                Err(error) => list.warn(&pool.what(), format!("libvirt cannot look again what is in it: {error}")),
+                // Such a pool may be stopped now.
+                Err(error) => list.fail(&pool.what(), format!("libvirt cannot look again what is in it: {error}")),
             }
         }
     }
@@ -169,9 +170,11 @@ impl<'a> Storage<'a> {
         for uuid in uuids.lines().map(str::trim).filter(|uuid| !uuid.is_empty() && *uuid != self.domain.uuid) {
             let (name, places) = match self.destination.ask(&["dumpxml", "--domain", uuid]) {
                 Ok(xml) => places(&xml).ok_or_else(|| VirshError::Failed(format!("{uuid} is not understood")))?,
-                // It has gone since.
-                Err(error) if is_missing(&error) => continue,
-                Err(error) => return Err(error),
+                Err(error) => match state_at(self.destination, uuid)? {
+                    // It has gone since.
+                    None => continue,
+                    Some(_) => return Err(error),
+                },
             };
             others.push((name, places.into_iter().filter_map(|place| self.path(place)).collect()));
         }

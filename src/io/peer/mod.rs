@@ -328,7 +328,9 @@ impl Peer {
             self.on_link_end("a legacy client calls on without reading the answers");
             return;
         }
-        if self.daemon_full_since.is_some_and(|(since, _)| self.unread_limit(since) <= now) {
+        // Not where it has taken something since: we may have stood still ourselves.
+        let is_stuck = |before| self.front.as_ref().is_some_and(|front| front.is_full() && front.takes() == before);
+        if self.daemon_full_since.is_some_and(|(since, before)| self.unread_limit(since) <= now && is_stuck(before)) {
             self.on_link_end("the daemon behind this address takes nothing");
             return;
         }
