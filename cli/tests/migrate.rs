@@ -272,7 +272,8 @@ fn what_speaks_against_a_migration_is_said_in_one_sentence_before_it_begins() {
          empty diskless >diskless.xml; virsh create --paused diskless.xml",
     );
     destination
-        .succeed("sed -e /migrate/d -e 's/^dn.*/&\\ntargets = [\"x\"]/' -e s/serve.sock/strict.sock/ -e s/16515/16516/ serve.toml >strict.toml");
+        .succeed("sed -e /migrate/d -e 's/^dn.*/&\\ntargets = [\"x\"]/' -e s/serve.sock/strict.sock/ -e s/16515/16516/ serve.toml >strict.toml
+                  printf '[[target]]\nname = \"x\"\npath = \"/nowhere\"\n' >>strict.toml");
     let strict = destination.run("exec virbistream serve -v --config strict.toml").start();
     strict.ready();
     let to = |domain: &str, target: &str, options: &str| {

@@ -118,7 +118,7 @@ fn called_in(trace: &Path) -> BTreeSet<String> {
 
 /// What the service does: listens on TLS and UNIX sockets, passes to libvirtd, lets migrations in, tells systemd.
 const CONFIG: &str = "
-listen = ['unix:DIR/link', 'tcp://127.0.0.1:0', 'tls://127.0.0.1:0']
+listen = ['unix:DIR/link', 'tls://127.0.0.1:0']
 libvirt = 'unix:DIR/far'
 control = 'DIR/control'
 metrics = 'unix:DIR/metrics'

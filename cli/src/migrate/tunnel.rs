@@ -113,7 +113,8 @@ impl Tunnel {
                 News::Report(Report::SessionEnded { session, cause }) if session == self.peer.session => {
                     self.lost = Some(cause.map_or_else(|cause| cause.to_string(), |()| "the peer closed it".into()));
                 }
-                News::Report(Report::StreamEnded { target, cause: Ok(()), .. }) => {
+                // libvirt connects before it is QEMU's turn.
+                News::Report(Report::StreamEnded { target, cause: Ok(()), stats, .. }) if stats.sent > 0 => {
                     self.has_memory |= Name::parse(&target).is_some_and(|name| name.part == Part::Memory);
                 }
                 News::Ended(ended) => {
