@@ -346,7 +346,8 @@ fn when_the_destination_is_lost_the_guest_runs_on_at_the_source() {
     for (program, code, words) in [
         ("qemu-system-x86", 5, "libvirt gave the migration up"),
         ("virbistream", 7, "the connection to the destination was lost"),
-        ("libvirtd", 5, "libvirt gave the migration up"),
+        // Whoever is not answered cannot know that its QEMU, which has all of the memory by then, still waits.
+        ("libvirtd", 8, "it is running at the source, and may run at the destination, too"),
     ] {
         let running = moving.migrate(0, SLOW).start();
         wait_until(Point::Disk("vdb", 4), &moving, &running);
@@ -354,7 +355,7 @@ fn when_the_destination_is_lost_the_guest_runs_on_at_the_source() {
         let finished = running.finish(6 * PATIENCE);
         assert_eq!(finished.status.code(), Some(code), "{program}: {finished}");
         assert!(finished.stderr.contains(words), "{program}: {finished}");
-        assert!(finished.stderr.contains("the guest is running at the source"), "{program}: {finished}");
+        assert!(code == 8 || finished.stderr.contains("the guest is running at the source"), "{program}: {finished}");
         moving.assert_writes_on(0);
         if program == "virbistream" {
             // What it left in its directory is removed now.

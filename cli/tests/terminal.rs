@@ -78,10 +78,11 @@ case "$*" in
 <disk type='file' device='disk'><source file='DIR/vda'/><target dev='vda'/></disk></devices></domain>";;
 *domstate*) if [ -z "$there" ]; then echo running; elif [ -e DIR/end ]; then echo paused; else exit 1; fi;;
 *list*) ;;
-*vol-info*) exit 1;;
-*domblkinfo*) echo "Allocation: 1024";;
+*vol-info*) echo "error: failed to get vol" >&2; exit 1;;
+*domblkinfo*) printf 'Capacity: 4096\nAllocation: 1024\n';;
 *domjobinfo*--completed*) echo "memory_processed: 7340032";;
-*domjobinfo*) printf 'memory_processed: 5242880\nmemory_total: 10485760\nmemory_remaining: 5242880\nmemory_bps: 1048576\n';;
+*domjobinfo*--rawstats*) printf 'memory_processed: 5242880\nmemory_total: 10485760\nmemory_remaining: 5242880\nmemory_bps: 1048576\n';;
+*domjobinfo*) echo "Job type: None";;
 *blockjob*) printf 'cur=3145728\nend=4194304\n';;
 *migrate*)
   until [ -e DIR/call ]; do sleep 0.05; done

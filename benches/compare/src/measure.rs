@@ -75,7 +75,8 @@ impl Contender {
             let before = ends.cpu()?;
             let bulk = way.bulk(connections, bytes)?;
             let used = ends.cpu()? - before;
-            measured.speed[n].push(gib(bulk.bytes) / bulk.time.as_secs_f64());
+            // With little to carry the clock may see none of it, and what is infinite cannot be drawn.
+            measured.speed[n].push(gib(bulk.bytes) / bulk.time.as_secs_f64().max(1e-6));
             measured.cost[n].push(used.as_secs_f64() / gib(bulk.bytes));
         }
         let (connections, bytes) = plan.open;
