@@ -133,20 +133,11 @@ fn cpus(checking: &Checking) {
 /// A question that hangs is cancelled, and nothing is said to have failed.
 fn cancelled(checking: &Checking) {
     let source = &checking.0.hosts[0];
-    for hanging in ["domjobinfo", "pool-list"] {
-        source.succeed(&format!(
-            "mkdir -p hanging; rm -f asked; cat >hanging/virsh <<'END OF FILE'
-#!/bin/sh
-case \"$*\" in *{hanging}*) echo >/root/asked; exec sleep infinity;; esac
-exec /usr/bin/virsh \"$@\"
-END OF FILE
-             chmod +x hanging/virsh"
-        ));
+    for hanging in ["*domjobinfo*", "*pool-list*"] {
+        let hanging = checking.0.hanging_virsh(0, hanging);
         let migrate = "exec virbistream migrate web tls://destination.example:16515 --dry-run";
-        let running = source.run(&format!("PATH=/root/hanging:$PATH {migrate}")).start();
-        wait_for("virsh to hang", PATIENCE, || {
-            source.run("test -e asked").finish(PATIENCE).status.success().then_some(())
-        });
+        let running = source.run(&format!("{hanging} {migrate}")).start();
+        checking.0.wait_for_hanging_virsh(0);
         Host::signal(&running, Signal::INT);
         let finished = running.finish(PATIENCE);
         assert_eq!(finished.status.code(), Some(6), "{finished}");

@@ -55,23 +55,14 @@ fn a_second_signal_waits_for_no_libvirt_that_does_not_end_it() {
     let _alone = alone();
     let moving = Moving::start();
     let source = &moving.hosts[0];
-    source.succeed(
-        "mkdir hanging; cat >hanging/virsh <<'END OF FILE'
-#!/bin/sh
-case \"$*\" in *domjobabort*) echo >/root/asked; exec sleep infinity;; esac
-exec /usr/bin/virsh \"$@\"
-END OF FILE
-         chmod +x hanging/virsh",
-    );
+    let hanging = moving.hanging_virsh(0, "*domjobabort*");
     let migrate = "exec virbistream migrate web tls://destination.example:16515 --json --bandwidth 5";
-    let running = source.run(&format!("PATH=/root/hanging:$PATH {migrate}")).start();
+    let running = source.run(&format!("{hanging} {migrate}")).start();
     running.line_on_stdout("progress", |line| line.contains("\"progress\""));
     let owner = source.succeed("stat --format='%U %a' /run/virbistream/migrations/*/libvirt.sock").stdout;
     assert_eq!(owner.trim(), "root 600", "whoever opens it is root at the destination");
     Host::signal(&running, Signal::INT);
-    wait_for("libvirt to be told", PATIENCE, || {
-        source.run("test -e asked").finish(PATIENCE).status.success().then_some(())
-    });
+    moving.wait_for_hanging_virsh(0);
     Host::signal(&running, Signal::INT);
     let finished = running.finish(PATIENCE / 2);
     assert_eq!(finished.status.code(), Some(8), "{finished}");

@@ -217,18 +217,10 @@ fn a_migration_under_way_can_be_seen_and_slowed_down_and_a_virsh_that_hangs_hold
     assert_eq!(finished.status.code(), Some(6), "{finished}");
     moving.assert_runs_on(0);
 
-    source.succeed(
-        "mkdir -p hanging; cat >hanging/virsh <<'END OF FILE'
-#!/bin/sh
-case \"$*\" in *domjobinfo*rawstats*) echo >/root/asked; exec sleep infinity;; esac
-exec /usr/bin/virsh \"$@\"
-END OF FILE
-         chmod +x hanging/virsh",
-    );
-    let running = source
-        .run(&format!("PATH=/root/hanging:$PATH exec virbistream migrate web tls://destination.example:16515 {SLOW}"));
+    let hanging = moving.hanging_virsh(0, "*domjobinfo*rawstats*");
+    let running = source.run(&format!("{hanging} exec virbistream migrate web tls://destination.example:16515 {SLOW}"));
     let running = running.start();
-    wait_for("virsh to hang", PATIENCE, || source.run("test -e asked").finish(PATIENCE).status.success().then_some(()));
+    moving.wait_for_hanging_virsh(0);
     Host::signal(&running, Signal::INT);
     // It asks twice a second, and gives a virsh 30 s.
     let finished = running.finish(Duration::from_secs(25));

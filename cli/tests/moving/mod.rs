@@ -94,6 +94,27 @@ impl Moving {
         self.hosts[from].run(&format!("exec virbistream migrate web tls://{to}:16515 {options}"))
     }
 
+    /// Makes a virsh that hangs when it is asked what this pattern of a shell's fits, for commands at a host that begin with what is given.
+    #[track_caller]
+    pub(crate) fn hanging_virsh(&self, host: usize, pattern: &str) -> &'static str {
+        self.hosts[host].succeed(&format!(
+            "mkdir -p hanging; rm -f asked; cat >hanging/virsh <<'END OF FILE'
+#!/bin/sh
+case \"$*\" in {pattern}) echo >/root/asked; exec sleep infinity;; esac
+exec /usr/bin/virsh \"$@\"
+END OF FILE
+             chmod +x hanging/virsh"
+        ));
+        "PATH=/root/hanging:$PATH"
+    }
+
+    /// Waits until it hangs.
+    #[track_caller]
+    pub(crate) fn wait_for_hanging_virsh(&self, host: usize) {
+        let is_asked = || self.hosts[host].run("test -e asked").finish(PATIENCE).status.success();
+        wait_for("virsh to hang", PATIENCE, || is_asked().then_some(()));
+    }
+
     /// The guest runs there, writes on, and the other host has no guest.
     #[track_caller]
     pub(crate) fn assert_runs_at(&self, host: usize) {
