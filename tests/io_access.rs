@@ -145,6 +145,24 @@ fn a_limit_of_the_admission_holds_for_what_the_peer_is_sent() {
     assert!(begun.elapsed() > Duration::from_millis(250), "{:?}", begun.elapsed());
 }
 
+#[test]
+fn a_limit_of_the_admission_holds_for_what_the_peer_sends() {
+    let options = judged(|_| {
+        let targets = Arc::new(Offer(|_: &Request<'_>| Decision::Accept(Custom::new().0.boxed())));
+        Ok(Admission { targets, bandwidth: Some(1 << 20), ..admission() })
+    });
+    let (mut near, far) = (Node::start(), Node::start());
+    let key = attach(&near.handle, &far, options, Config::default());
+    near.established(key);
+    let (sent, is_sent) = mpsc::channel();
+    let begun = std::time::Instant::now();
+    let open = Open { target: "it".into(), ..Open::default() };
+    near.handle.open(key, open, Box::new(Endless::new(Pattern::new(1), 1 << 20, sent)));
+    is_sent.recv_timeout(PATIENCE).expect("it goes on");
+    // A second's worth; the first window, a quarter of that, came at once.
+    assert!(begun.elapsed() > Duration::from_millis(500), "{:?}", begun.elapsed());
+}
+
 /// A call of libvirt's, CONNECT_GET_TYPE.
 fn call(serial: u32) -> Vec<u8> {
     legacy_call(PROGRAM, 1, 2, serial).to_vec()

@@ -91,3 +91,40 @@ fn what_is_more_urgent_has_its_share_within_two_round_trips() {
     assert!(of_disks > 125_000_000 / 20, "they do not starve: {of_disks}");
     assert!(of_disks < 125_000_000 / 10, "they leave it to the memory: {of_disks}");
 }
+
+#[test]
+fn a_peer_that_may_send_so_much_sends_so_much_whatever_its_streams() {
+    let mut link = link();
+    let streams = [link.open(1), link.open(1), link.open(1)];
+    for (limit, wanted) in [(Some(30 * MIB), 30 * MIB), (Some(0), 0), (None, 125_000_000), (Some(3 * MIB), 3 * MIB)] {
+        let now = link.now;
+        link.receiver().set_receive_limit(now, limit);
+        // What was granted before may still come, at whatever rate.
+        link.run(5 * SECOND);
+        let before = streams.map(|id| link.delivered(id));
+        link.run(10 * SECOND);
+        let got = streams
+            .map(|id| link.delivered(id))
+            .iter()
+            .zip(before)
+            .map(|(now, before)| now - before)
+            .collect::<Vec<_>>();
+        assert_about(got.iter().sum(), 10 * wanted);
+        // A CREDIT is for 1 MiB, here.
+        got.iter().for_each(|got| assert!((10 * wanted / 3).abs_diff(*got) <= wanted / 3 + MIB, "{got} of {wanted}"));
+    }
+}
+
+/// Their first windows count: with a stream for every few bytes nobody gets more.
+#[test]
+fn who_opens_streams_all_the_time_may_send_no_more() {
+    let mut link = link();
+    let now = link.now;
+    link.receiver().set_receive_limit(now, Some(5 * MIB));
+    for _ in 0..800 {
+        link.open(1);
+        link.run(10 * SECOND / 800);
+    }
+    let got = link.delivered_in_all();
+    assert!((40 * MIB..=50 * MIB + Config::default().window).contains(&got), "{got}");
+}

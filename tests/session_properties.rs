@@ -39,6 +39,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         3 => (end(), 1u8..60).prop_map(|(end, piece)| O::CarryIn(end, piece)),
         3 => (0u16..5000).prop_map(O::Advance),
         1 => prop::bool::weighted(0.2).prop_flat_map(|_| end()).prop_map(O::Close),
+        1 => (end(), prop::option::of(any::<u16>())).prop_map(|(end, rate)| O::ReceiveLimit(end, rate)),
     ]
 }
 
@@ -102,6 +103,7 @@ proptest! {
             perform(&mut pair, operation);
             pair.assert_invariants();
         }
+        End::BOTH.iter().for_each(|end| pair.set_receive_limit(*end, None));
         pair.settle();
     }
 }

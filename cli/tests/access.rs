@@ -104,6 +104,43 @@ sessions = 1
 }
 
 #[test]
+fn a_rule_bounds_what_a_peer_sends_and_what_it_is_sent() {
+    const BYTES: usize = 2 << 20;
+    let scratch = Scratch::new();
+    let config = format!(
+        "listen = ['unix:DIR/link']
+[[target]]
+name = 'disk'
+path = 'DIR/far'
+[[allow]]
+uid = {}
+targets = ['*']
+bandwidth = '1MiB'
+",
+        uid()
+    );
+    let far = accept_on(&scratch.join("far"));
+    let serve = configured(&scratch, &config).start();
+    serve.ready();
+    let (forward, near) = forwarding(&scratch, &["disk"]);
+    for sends in [true, false] {
+        let near = connect(&near[0]);
+        let far = far.next();
+        let (mut from, mut to) = if sends { (near, far) } else { (far, near) };
+        let begun = Instant::now();
+        let writing = thread::spawn(move || from.write_all(&vec![7; BYTES]));
+        let mut received = Vec::new();
+        to.read_to_end(&mut received).expect("all");
+        writing.join().expect("no panic").expect("taken");
+        assert_eq!(received.len(), BYTES);
+        // At once comes a window at most, a quarter of a second's worth.
+        assert!(begun.elapsed() > Duration::from_millis(1500), "{sends}: {:?}", begun.elapsed());
+    }
+    forward.end_well(&near.iter().map(|path| &**path).collect::<Vec<_>>());
+    serve.end_well(&[&scratch.join("link")]);
+}
+
+#[test]
 fn who_says_hello_and_calls_libvirtd_has_one_place_for_both() {
     let scratch = Scratch::new();
     let daemon = UnixListener::bind(scratch.join("daemon")).expect("a socket");

@@ -85,50 +85,56 @@ fn what_is_said_to_have_been_written_to_each_disk_is_what_qemu_says_that_its_job
 /// What a migration is slow enough with to be met on its way.
 const SLOW: &str = "--bandwidth 5 --json";
 
-/// Where a migration is cancelled: a word of its JSON lines, or of what libvirt says at the source.
+/// Where a migration is cancelled.
 #[derive(Clone, Copy, Debug)]
 enum Point {
-    /// A check that has just been said.
-    Check(&'static str),
+    /// The guest has been looked at.
+    Guest,
     /// The directory of its sockets is there.
     Directory,
+    /// The destination has a QEMU for the guest.
+    Prepared,
     /// So many MiB of a disk have been copied.
     Disk(&'static str, u64),
-    /// So many of the memory.
+    /// So many of the memory: the disks are in step.
     Memory(u64),
+    /// The guest stands still for what is left of its memory.
+    Paused,
 }
-
-const POINTS: [Point; 10] = [
-    Point::Check("guest"),
-    Point::Directory,
-    Point::Check("connection"),
-    Point::Check("disk vdb"),
-    Point::Check("CPU"),
-    Point::Disk("vda", 1),
-    Point::Disk("vdb", 20),
-    Point::Disk("vda", 50),
-    Point::Memory(1),
-    Point::Memory(30),
-];
 
 #[track_caller]
 fn wait_until(point: Point, moving: &Moving, running: &Process) {
+    let [source, destination] = &moving.hosts;
     match point {
-        Point::Check(what) => {
+        Point::Guest => {
             running.line_on_stdout("a check", |line| {
                 let said: Value = serde_json::from_str(line).unwrap_or_default();
-                said["event"] == "check" && said["what"] == what
+                said["event"] == "check" && said["what"] == "guest"
             });
         }
         Point::Directory => wait_for("the directory", PATIENCE, || {
-            let there = moving.hosts[0].succeed("ls /run/virbistream/migrations 2>/dev/null || true").stdout;
+            let there = source.succeed("ls /run/virbistream/migrations 2>/dev/null || true").stdout;
             (!there.trim().is_empty()).then_some(())
+        }),
+        Point::Prepared => wait_for("the guest's shell at the destination", PATIENCE, || {
+            destination.run("virsh domstate web").finish(PATIENCE).status.success().then_some(())
         }),
         Point::Disk(disk, mib) => {
             running.line_on_stdout("bytes of a disk", |line| done(line, |said| &said["disks"][disk]) >= mib * MIB);
         }
         Point::Memory(mib) => {
             running.line_on_stdout("bytes of the memory", |line| done(line, |said| &said["memory"]) >= mib * MIB);
+        }
+        Point::Paused => {
+            wait_until(Point::Memory(1), moving, running);
+            // QEMU stops it for what goes in a minute, at the rate that it finds.
+            source.succeed(
+                "virbistream limit --control /run/moving.sock --target '*/memory' 1MiB
+                 virsh migrate-setmaxdowntime web 60000",
+            );
+            wait_for("the guest to stand still", PATIENCE, || {
+                (source.succeed("virsh domstate web").stdout.trim() == "paused").then_some(())
+            });
         }
     }
 }
@@ -143,22 +149,27 @@ fn done(line: &str, of: impl Fn(&Value) -> &Value) -> u64 {
 fn cancelled_anywhere_the_guest_runs_on_at_the_source_and_nothing_is_left() {
     let _alone = alone();
     let moving = Moving::start();
-    let peer_to_peer = format!("{SLOW} --p2p");
-    let points = POINTS.map(|point| (point, SLOW));
-    for (point, options) in points.into_iter().chain([(Point::Disk("vdb", 20), &*peer_to_peer)]) {
-        let running = moving.migrate(0, options).start();
+    let options = format!("{SLOW} --control /run/moving.sock");
+    for (point, more) in [
+        (Point::Guest, ""),
+        (Point::Directory, ""),
+        (Point::Prepared, ""),
+        (Point::Disk("vda", 1), ""),
+        (Point::Disk("vdb", 20), ""),
+        (Point::Disk("vdb", 20), "--p2p"),
+        (Point::Disk("vda", 50), ""),
+        (Point::Memory(1), ""),
+        (Point::Memory(30), ""),
+        (Point::Paused, ""),
+    ] {
+        let running = moving.migrate(0, &format!("{options} {more}")).start();
         wait_until(point, &moving, &running);
         // The end of the operator's terminal is a signal like Ctrl-C.
         Host::signal(&running, if let Point::Disk("vda", _) = point { Signal::HUP } else { Signal::INT });
         let finished = running.finish(3 * PATIENCE);
         assert_eq!(finished.status.code(), Some(6), "{point:?}: {finished}");
         assert_eq!(finished.stderr.lines().count(), 1, "{point:?}: {finished}");
-        // Behind the last check the next thing is the migration itself.
-        let is_begun = match point {
-            Point::Check("CPU") => !finished.stderr.contains("nothing was begun"),
-            Point::Check(_) | Point::Directory => false,
-            Point::Disk(..) | Point::Memory(_) => true,
-        };
+        let is_begun = !matches!(point, Point::Guest | Point::Directory);
         let words = if is_begun { "the guest is running at the source" } else { "nothing was begun" };
         assert!(finished.stderr.contains(&format!("cancelled, and {words}")), "{point:?}: {finished}");
         let last: Value = serde_json::from_str(finished.stdout.lines().last().unwrap_or_default()).expect("JSON");
@@ -167,7 +178,24 @@ fn cancelled_anywhere_the_guest_runs_on_at_the_source_and_nothing_is_left() {
         moving.assert_runs_on(0);
         moving.assert_nothing_is_left();
     }
-    moving.end(0);
+
+    // Behind the last byte of the memory only the destination's word is waited for.
+    let [source, destination] = &moving.hosts;
+    let before = moving.memory_streams(1);
+    let running = moving.migrate(0, "--json --bandwidth 20").start();
+    wait_until(Point::Memory(5), &moving, &running);
+    destination.succeed("pkill -STOP -x libvirtd");
+    wait_for("the memory to be over", 2 * PATIENCE, || (moving.memory_streams(1) > before).then_some(()));
+    Host::signal(&running, Signal::INT);
+    running.line_on_stdout("the cancel", |line| line.contains("cancelling"));
+    assert_eq!(source.succeed("virsh domstate web").stdout.trim(), "paused");
+    destination.succeed("pkill -CONT -x libvirtd");
+    let finished = running.finish(3 * PATIENCE);
+    assert!(finished.status.success(), "{finished}");
+    assert!(finished.stdout.contains("it was too late to cancel: the guest had moved"), "{finished}");
+    moving.assert_runs_at(1);
+    moving.assert_nothing_is_left();
+    moving.end(1);
 }
 
 #[test]
@@ -355,6 +383,7 @@ fn when_the_destination_is_lost_the_guest_runs_on_at_the_source() {
         }
         moving.assert_nothing_is_left();
     }
+    moving.end(0);
 }
 
 /// QEMU that is not root may have the page faults that post-copy takes, while this is there.

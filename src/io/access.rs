@@ -43,7 +43,7 @@ pub struct Admission {
     pub targets: Arc<dyn Targets>,
     /// Streams that it may have open at once; the session's configuration may allow less.
     pub max_streams: u32,
-    /// Bytes that all its streams together are sent each second, at most.
+    /// Bytes that all its streams together carry each second, at most, in each direction.
     pub bandwidth: Option<u64>,
     /// Dropped when the session ends.
     pub permit: Permit,

@@ -88,6 +88,8 @@ pub(super) struct Receiving {
     consumed: u64,
     /// What `consumed` was in the last CREDIT.
     credited: u64,
+    /// The peer may send up to here: what it was last told, in OPEN, its reply or CREDIT.
+    limit: u64,
     delivery: Delivery,
     /// Where the peer finished.
     pub(super) finished: Option<u64>,
@@ -102,6 +104,7 @@ impl Receiving {
             offset: 0,
             consumed: 0,
             credited: 0,
+            limit: 0,
             delivery: Delivery::default(),
             finished: None,
             stopped: false,
@@ -116,15 +119,19 @@ impl Receiving {
         self.consumed
     }
 
-    /// The peer may send up to here: what it was last told.
     pub(super) fn limit(&self) -> u64 {
-        self.credited.saturating_add(self.window)
+        self.limit
+    }
+
+    /// The peer is told the first window now.
+    pub(super) fn tell_window(&mut self) {
+        self.limit = self.window;
     }
 
     /// False when it goes beyond the limit; nothing is counted then.
     pub(super) fn on_data(&mut self, bytes: u32) -> bool {
         match self.offset.checked_add(u64::from(bytes)) {
-            Some(offset) if offset <= self.limit() => {
+            Some(offset) if offset <= self.limit => {
                 self.offset = offset;
                 true
             }
@@ -154,7 +161,8 @@ impl Receiving {
     /// What the CREDIT that is sent now says.
     pub(super) fn take_credit(&mut self) -> (u64, u64) {
         self.credited = self.consumed;
-        (self.consumed, self.limit())
+        self.limit = self.consumed.saturating_add(self.window);
+        (self.consumed, self.limit)
     }
 
     /// The window that would not hold the peer up, where this one does. To be asked when CREDIT is due.

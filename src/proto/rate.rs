@@ -52,20 +52,13 @@ impl TokenBucket {
         u64::try_from(u128::from(self.bytes_per_second) * time.as_nanos() / 1_000_000_000).unwrap_or(u64::MAX)
     }
 
-    /// How long so many bytes take; `None` for ever.
-    fn time_of(&self, bytes: u64) -> Option<Duration> {
-        let nanoseconds = u128::from(bytes) * 1_000_000_000;
-        let time = nanoseconds.div_ceil(u128::from(self.bytes_per_second.max(1)));
-        u64::try_from(time).ok().map(Duration::from_nanos).filter(|_| self.bytes_per_second > 0)
-    }
-
     /// Bytes that may go now: 0, or at least 16 KiB.
     pub fn poll(&mut self, now: Instant) -> u64 {
         let came = self.bytes_in(now.saturating_duration_since(self.at));
         let tokens = self.tokens.saturating_add(came);
         if tokens >= self.depth() {
             (self.tokens, self.at) = (self.depth(), now.max(self.at));
-        } else if let Some(time) = self.time_of(came).filter(|_| came > 0) {
+        } else if let Some(time) = time_of(came, self.bytes_per_second).filter(|_| came > 0) {
             // Rounded up, the time of whole bytes might pass `now`.
             (self.tokens, self.at) = (tokens, (self.at + time).min(now));
         }
@@ -79,7 +72,7 @@ impl TokenBucket {
 
     /// When `poll` will give something; `None` when it never will.
     pub fn ready_at(&self) -> Option<Instant> {
-        let wait = self.time_of(LEAST.saturating_sub(self.tokens))?;
+        let wait = time_of(LEAST.saturating_sub(self.tokens), self.bytes_per_second)?;
         self.at.checked_add(wait)
     }
 
@@ -87,6 +80,44 @@ impl TokenBucket {
     pub fn take(&mut self, bytes: u64) {
         self.tokens = self.tokens.saturating_sub(bytes);
     }
+}
+
+/// What a peer may be granted: so many bytes a second, on the average and after a rest. What it was granted counts at once, used or not,
+/// and the next grant is made when that has been paid for by the time that passed.
+#[derive(Debug)]
+pub(super) struct Pace {
+    bytes_per_second: u64,
+    /// When all that was granted is paid for; `None` for never.
+    paid_at: Option<Instant>,
+}
+
+impl Pace {
+    /// With nothing to pay for.
+    pub(super) fn new(now: Instant, bytes_per_second: u64) -> Self {
+        Self { bytes_per_second, paid_at: Some(now) }
+    }
+
+    pub(super) fn is_ready(&self, now: Instant) -> bool {
+        self.paid_at.is_some_and(|at| at <= now)
+    }
+
+    /// When it will be; `None` for never.
+    pub(super) fn ready_at(&self) -> Option<Instant> {
+        self.paid_at
+    }
+
+    /// So many bytes are granted now.
+    pub(super) fn take(&mut self, now: Instant, bytes: u64) {
+        let from = self.paid_at.map(|at| at.max(now));
+        self.paid_at = from.zip(time_of(bytes, self.bytes_per_second)).and_then(|(from, time)| from.checked_add(time));
+    }
+}
+
+/// How long so many bytes take; `None` for ever.
+fn time_of(bytes: u64, bytes_per_second: u64) -> Option<Duration> {
+    let nanoseconds = u128::from(bytes) * 1_000_000_000;
+    let time = nanoseconds.div_ceil(u128::from(bytes_per_second.max(1)));
+    u64::try_from(time).ok().map(Duration::from_nanos).filter(|_| bytes_per_second > 0)
 }
 
 /// Puts a limit in force, changes it or lifts it.

@@ -8,7 +8,7 @@ use super::error::{Misuse, OpenError, SessionError, StreamError};
 use super::event::Event;
 use super::liveness::Liveness;
 use super::memory::Share;
-use super::rate::{TokenBucket, set_rate};
+use super::rate::{Pace, TokenBucket, set_rate};
 use super::receive::Incoming;
 use super::schedule::Schedule;
 use super::stream::{State as StreamState, Stream, StreamId, StreamMut, owed};
@@ -49,6 +49,8 @@ pub struct Session {
 
     /// Of all data that we send.
     pub(super) limit: Option<TokenBucket>,
+    /// Of all that the peer may send.
+    pub(super) pace: Option<Pace>,
     /// Streams that wait for their own limit, and until when.
     pub(super) throttled: BTreeSet<(Instant, u32)>,
     /// The latest that we were told.
@@ -139,6 +141,7 @@ impl Session {
             owed: Owed::default(),
             schedule: Schedule::default(),
             limit: None,
+            pace: None,
             throttled: BTreeSet::new(),
             now,
             incoming: Incoming::default(),
@@ -172,7 +175,8 @@ impl Session {
                 let opening = self.opening.front().map(|(deadline, _)| *deadline);
                 let throttled = self.throttled.first().map(|(until, _)| *until);
                 let limited = self.limited_until();
-                opening.into_iter().chain(throttled).chain(limited).chain([self.liveness.deadline()]).min()
+                let others = [opening, throttled, limited, self.withheld_until()].into_iter().flatten();
+                others.chain([self.liveness.deadline()]).min()
             }
         }
     }
@@ -324,6 +328,13 @@ impl Session {
         set_rate(&mut self.limit, now, bytes_per_second);
     }
 
+    /// Limits the data that the peer may send to so many payload bytes a second, all streams together, by granting no more; `None` lifts the
+    /// limit. What was granted before may still come, and what is granted counts whether it is used or not: the first window of a stream too,
+    /// so that streams that come at once are accepted one after the other. With 0 nothing is granted after the first.
+    pub fn set_receive_limit(&mut self, now: Instant, bytes_per_second: Option<u64>) {
+        self.pace = bytes_per_second.map(|rate| Pace::new(self.now.max(now), rate));
+    }
+
     /// Whether streams can be opened.
     pub fn is_established(&self) -> bool {
         self.state == State::Established
@@ -413,6 +424,10 @@ impl Session {
         if stream.owed != 0 && !stream.in_owed_queue {
             stream.in_owed_queue = true;
             self.owed.streams.push_back(id);
+        } else if stream.is_withheld && !stream.owes_grants_alone() {
+            stream.is_withheld = false;
+            self.owed.withheld.retain(|queued| *queued != id);
+            self.owed.streams.push_back(id);
         }
         let can_send = stream.can_send();
         if can_send != stream.is_active {
@@ -432,7 +447,8 @@ impl Session {
         let Some(stream) = self.streams.remove(&id) else { return };
         // Nothing of it may stay behind: a peer that opens and resets while our link is blocked would fill the queues.
         if stream.in_owed_queue {
-            self.owed.streams.retain(|queued| *queued != id);
+            let queue = if stream.is_withheld { &mut self.owed.withheld } else { &mut self.owed.streams };
+            queue.retain(|queued| *queued != id);
         }
         if stream.is_active {
             self.schedule.count(usize::from(stream.priority), false);

@@ -66,8 +66,10 @@ pub(super) struct Stream {
     pub(super) receiving: Receiving,
     /// Bits of [`owed`].
     pub(super) owed: u8,
-    /// In the session's queue of those that owe.
+    /// In one of the session's queues of those that owe.
     pub(super) in_owed_queue: bool,
+    /// That queue is of those that wait until more may be granted.
+    pub(super) is_withheld: bool,
     /// The source may have bytes.
     pub(super) ready: bool,
     pub(super) in_schedule: bool,
@@ -116,6 +118,7 @@ impl Stream {
             receiving: Receiving::new(window),
             owed: 0,
             in_owed_queue: false,
+            is_withheld: false,
             ready: false,
             in_schedule: false,
             is_active: false,
@@ -139,7 +142,19 @@ impl Stream {
     }
 
     pub(super) fn can_send(&self) -> bool {
-        self.is_open() && self.ready && !self.throttled && !self.sending.finished && self.sending.credit() > 0
+        // Before the reply, the peer takes no data.
+        self.is_open()
+            && self.owed & owed::REPLY == 0
+            && self.ready
+            && !self.throttled
+            && !self.sending.finished
+            && self.sending.credit() > 0
+    }
+
+    /// What it owes lets the peer send more, and that is all: until then it may wait. Behind a reply everything waits.
+    pub(super) fn owes_grants_alone(&self) -> bool {
+        let accepts = self.is_open() && self.owed & owed::REPLY != 0;
+        accepts || self.owed == owed::CREDIT && self.receiving.finished.is_none()
     }
 
     /// Both directions done and nothing owed: the id can be forgotten.

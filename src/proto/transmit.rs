@@ -36,6 +36,8 @@ pub(super) struct Owed {
     pub(super) ping: bool,
     /// Streams whose `owed` is not 0, each once.
     pub(super) streams: VecDeque<u32>,
+    /// Those that wait until more may be granted: not owed yet.
+    pub(super) withheld: VecDeque<u32>,
     /// Code, rule, text. After all else.
     pub(super) close: Option<(u32, u32, String)>,
 }
@@ -87,7 +89,7 @@ impl Session {
 
     /// Whether `poll_control` or `poll_grant` has something to give.
     pub fn wants_to_send(&mut self) -> bool {
-        !self.owed.is_empty() || self.poll_grant().is_some()
+        !self.owed.is_empty() || self.next_withheld().is_some() || self.poll_grant().is_some()
     }
 
     /// The stream whose turn it is to send data, if one is ready and has credit. Answer it by the stream's `send`,
@@ -192,6 +194,26 @@ impl Session {
         self.limit.as_ref()?.ready_at().filter(|until| *until > self.now)
     }
 
+    /// When the next of those that wait may be granted what it owes.
+    pub(super) fn withheld_until(&self) -> Option<Instant> {
+        self.owed.withheld.front()?;
+        self.pace.as_ref()?.ready_at().filter(|until| *until > self.now)
+    }
+
+    /// The first of those that wait, if more may be granted now.
+    fn next_withheld(&self) -> Option<u32> {
+        self.owed.withheld.front().copied().filter(|_| self.may_grant())
+    }
+
+    fn may_grant(&self) -> bool {
+        self.pace.as_ref().is_none_or(|pace| pace.is_ready(self.now))
+    }
+
+    /// Whether what a stream owes waits until more may be granted: behind those that wait already, too.
+    fn must_wait(&self, stream: &Stream) -> bool {
+        self.pace.is_some() && stream.owes_grants_alone() && !(self.owed.withheld.is_empty() && self.may_grant())
+    }
+
     fn put_session(&mut self, now: Instant, out: &mut Out<'_>) -> bool {
         let program = self.config.program;
         if self.owed.hello {
@@ -235,22 +257,51 @@ impl Session {
     }
 
     fn put_streams(&mut self, now: Instant, out: &mut Out<'_>) -> bool {
-        let program = self.config.program;
         while let Some(id) = self.owed.streams.front().copied() {
-            self.tune_window(now, id);
-            if let Some(stream) = self.streams.get_mut(&id) {
-                if stream.owed & owed::REPLY != 0 {
-                    self.liveness.on_first_words(id, now);
-                }
-                if !put_stream(&program, id, stream, out) {
-                    return false;
-                }
-                stream.in_owed_queue = false;
+            if self.stream_ref(StreamId(id)).is_some_and(|stream| self.must_wait(stream)) {
+                self.withhold(id);
+            } else if !self.put_owed(now, id, out) {
+                return false;
+            } else {
+                self.owed.streams.pop_front();
             }
-            self.owed.streams.pop_front();
+            self.sync(id);
+        }
+        while let Some(id) = self.next_withheld() {
+            if !self.put_owed(now, id, out) {
+                return false;
+            }
+            self.owed.withheld.pop_front();
             self.sync(id);
         }
         true
+    }
+
+    /// Puts what the stream at the front of its queue owes; false when the rest does not fit.
+    fn put_owed(&mut self, now: Instant, id: u32, out: &mut Out<'_>) -> bool {
+        self.tune_window(now, id);
+        let Some(stream) = self.streams.get_mut(&id) else { return true };
+        if stream.owed & owed::REPLY != 0 {
+            self.liveness.on_first_words(id, now);
+        }
+        let limit = stream.receiving.limit();
+        let fits = put_stream(&self.config.program, id, stream, out);
+        if let Some(pace) = &mut self.pace {
+            pace.take(now, stream.receiving.limit() - limit);
+        }
+        if fits {
+            (stream.in_owed_queue, stream.is_withheld) = (false, false);
+        }
+        fits
+    }
+
+    /// Has the stream at the front wait until more may be granted.
+    fn withhold(&mut self, id: u32) {
+        self.owed.streams.pop_front();
+        self.owed.withheld.push_back(id);
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.is_withheld = true;
+        }
     }
 
     /// Before CREDIT: where the window holds the peer up it is widened, as far as half of the memory budget reaches.
@@ -293,6 +344,7 @@ fn put_stream(program: &ProgramId, id: u32, stream: &mut Stream, out: &mut Out<'
                 Some(open) => {
                     let fits = out.put(&program.header(Procedure::Open, PacketType::Call, id, Status::Ok), &**open);
                     if fits {
+                        stream.receiving.tell_window();
                         *request = None;
                     }
                     fits
@@ -301,8 +353,12 @@ fn put_stream(program: &ProgramId, id: u32, stream: &mut Stream, out: &mut Out<'
             },
             (owed::REPLY, StreamState::Refused(error)) => out.put(&reply(Status::Error), &**error),
             (owed::REPLY, _) => {
-                let window = stream.receiving.limit();
-                out.put(&reply(Status::Ok), &OpenReply { window, extensions: Vec::new() })
+                let window = stream.receiving.window();
+                let fits = out.put(&reply(Status::Ok), &OpenReply { window, extensions: Vec::new() });
+                if fits {
+                    stream.receiving.tell_window();
+                }
+                fits
             }
             (owed::RESET, StreamState::Reset(error)) => out.put(&data(Status::Error), &**error),
             (owed::CREDIT, _) => {

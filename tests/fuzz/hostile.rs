@@ -24,6 +24,10 @@ const MAX_KNOWN: usize = 3 * MAX_STREAMS as usize + 256;
 const MAX_OWED: usize = 1024;
 const PEER_MAX_DATA: u32 = 4096;
 
+/// Times that stand for a bound of what the peer may send, and for none: with operations for that, the seeds would say something else.
+const LIMIT: u16 = u16::MAX;
+const NO_LIMIT: u16 = u16::MAX - 1;
+
 #[derive(Arbitrary, Debug)]
 struct Input {
     accepting: bool,
@@ -235,6 +239,8 @@ impl World {
                 });
             }
             Op::Transmit { room, send } => self.transmit(room.into(), send.into()),
+            Op::Pass(LIMIT) => self.session.set_receive_limit(self.now, Some(10_000)),
+            Op::Pass(NO_LIMIT) => self.session.set_receive_limit(self.now, None),
             Op::Pass(ms) => {
                 self.now += Duration::from_millis(ms.into());
                 self.session.handle_timeout(self.now);

@@ -53,6 +53,8 @@ pub(crate) struct Handler {
     /// Verified, and taken by the far end.
     pub(crate) given: u64,
     pub(crate) consumed: u64,
+    /// The peer was let send up to here.
+    pub(crate) granted: u64,
     /// The peer's finish was told; we said STOP; the peer did.
     pub(crate) finished: bool,
     pub(crate) stopped: bool,
@@ -99,6 +101,7 @@ impl Handler {
             mood,
             given: 0,
             consumed: 0,
+            granted: 0,
             finished: false,
             stopped: false,
             was_stopped: false,

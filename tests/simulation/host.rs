@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use virbistream::proto::{CONTROL_MAX, Config, Data, Event, Session, SessionError, StreamId};
-use virbistream::wire::{Decoder, Open, PACKET_MAX, Piece};
+use virbistream::wire::{Credit, Decoder, Open, PACKET_MAX, Piece};
 
 use crate::handler::{Answer, Ending, Handler, Mood};
 use crate::support::{End, Ledger, Packet, Random, byte, error};
@@ -38,6 +38,9 @@ pub(crate) struct Host {
     /// Bytes of data sent, and the limit: since when, how much a second, and what had been sent then.
     sent: u64,
     limit: Option<(Instant, u64, u64)>,
+    /// The same of what the other end was let send.
+    granted: u64,
+    receive_limit: Option<(Instant, u64, u64)>,
     random: Random,
     says: bool,
 }
@@ -70,6 +73,8 @@ impl Host {
             written: 0,
             sent: 0,
             limit: None,
+            granted: 0,
+            receive_limit: None,
             random,
             says,
         }
@@ -123,11 +128,22 @@ impl Host {
         self.limit = rate.map(|rate| (local, rate, self.sent));
     }
 
+    pub(crate) fn is_receive_limited(&self) -> bool {
+        self.receive_limit.is_some()
+    }
+
+    pub(crate) fn set_receive_limit(&mut self, now: Instant, rate: Option<u64>) {
+        let local = self.local(now);
+        self.session.set_receive_limit(local, rate);
+        self.receive_limit = rate.map(|rate| (local, rate, self.granted));
+    }
+
     pub(crate) fn let_go(&mut self, now: Instant) {
         let local = self.local(now);
         (self.has_let_go, self.frozen_until) = (true, None);
         self.opens.clear();
         self.set_limit(now, None);
+        self.set_receive_limit(now, None);
         self.handlers.values_mut().for_each(|handler| handler.let_go(local));
     }
 
@@ -331,6 +347,7 @@ impl Host {
 
     /// The next packets to write; false when there are none.
     fn refill(&mut self, local: Instant) -> bool {
+        let wants = self.session.wants_to_send();
         let room = if self.random.one_in(6) { 28 + self.random.below(200) as usize } else { CONTROL_MAX };
         let mut len = self.session.poll_control(local, &mut self.room[..room]);
         if len == 0 && room < CONTROL_MAX {
@@ -341,15 +358,33 @@ impl Host {
             while self.out.is_empty() && self.send(local) {}
         }
         for packet in self.ledger.say(&self.out) {
-            if let Packet::Credit(credit) = packet {
-                assert_eq!(
-                    credit.consumed, self.handlers[&credit.stream].consumed,
-                    "as much as was consumed, no other"
-                );
+            match packet {
+                Packet::Credit(Credit { stream, consumed, limit }) => {
+                    assert_eq!(consumed, self.handlers[&stream].consumed, "as much as was consumed, no other");
+                    self.grant(local, stream, limit);
+                }
+                Packet::OpenReply(stream, reply) => self.grant(local, stream, reply.window),
+                _ => {}
             }
         }
         self.drain_events(local);
+        assert!(wants || self.out.is_empty(), "it sends and did not want to");
         !self.out.is_empty()
+    }
+
+    /// The other end may send up to there: not before all that it was granted before is paid for.
+    fn grant(&mut self, local: Instant, id: u32, limit: u64) {
+        let handler = self.handlers.get_mut(&id).expect("a stream");
+        let more = limit - std::mem::replace(&mut handler.granted, limit);
+        // With what ends a stream's direction nothing waits.
+        if handler.finished || handler.finish_said {
+            return;
+        }
+        if let Some((since, rate, before)) = self.receive_limit {
+            let may = u128::from(rate) * (local - since).as_nanos() / 1_000_000_000;
+            assert!(u128::from(self.granted - before) <= may + 1, "{} bytes in {:?}", self.granted, local - since);
+        }
+        self.granted += more;
     }
 
     /// One turn of a stream, whatever comes of it; false when nobody has one.

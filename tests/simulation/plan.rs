@@ -24,6 +24,7 @@ pub(crate) enum Fault {
     Jump(End, Duration),
     /// Of all that an end sends.
     Limit(End, Option<u64>),
+    ReceiveLimit(End, Option<u64>),
     Close(End),
     Shutdown(End),
 }
@@ -109,14 +110,16 @@ fn fault(random: &mut Random, configs: &[Config; 2]) -> Fault {
     // Some are borne and some are not.
     let silence = configs[end as usize].silence_limit;
     let time = silence.mul_f64(*random.pick(&[0.05, 0.3, 0.6, 1.5]));
-    match random.below(20) {
+    let rate = *random.pick(&[None, Some(0), Some(50_000), Some(1_000_000), Some(50_000_000)]);
+    match random.below(23) {
         0..=5 => Fault::Stall(end, time),
         6..=9 => Fault::Freeze(end, time),
         10..=12 => Fault::Jump(end, time),
-        13..=15 => Fault::Limit(end, *random.pick(&[None, Some(0), Some(50_000), Some(1_000_000), Some(50_000_000)])),
-        16 => Fault::HalfOpen(end),
-        17 => Fault::Cut(*random.pick(&[[true, true], [true, false], [false, true], [false, false]])),
-        18 => Fault::Close(end),
+        13..=15 => Fault::Limit(end, rate),
+        16..=18 => Fault::ReceiveLimit(end, rate),
+        19 => Fault::HalfOpen(end),
+        20 => Fault::Cut(*random.pick(&[[true, true], [true, false], [false, true], [false, false]])),
+        21 => Fault::Close(end),
         _ if random.one_in(2) => Fault::Shutdown(end),
         _ => Fault::Close(end),
     }

@@ -167,6 +167,7 @@ impl Link {
             Fault::Freeze(end, time) => self.hosts[end as usize].frozen_until = Some(now + time),
             Fault::Jump(end, time) => self.hosts[end as usize].skew += time,
             Fault::Limit(end, rate) => self.hosts[end as usize].set_limit(now, rate),
+            Fault::ReceiveLimit(end, rate) => self.hosts[end as usize].set_receive_limit(now, rate),
             Fault::Close(end) => self.hosts[end as usize].session.close(),
             Fault::Shutdown(end) => self.hosts[end as usize].session.shutdown("enough"),
         }
@@ -203,7 +204,7 @@ impl Link {
                 let Some(far) = to.handlers.get(id) else { continue };
                 assert!(far.consumed <= far.given && far.given <= handler.sent, "{handler:?}, {far:?}");
                 let open = [handler, far].iter().all(|at| at.is_living() && at.open_since.is_some());
-                if quiet && open && !far.stopped && !handler.finish_said {
+                if quiet && open && !to.is_receive_limited() && !far.stopped && !handler.finish_said {
                     let (Some(credit), Some(window)) = (from.credit(*id), to.window(*id)) else { continue };
                     let known = credit + handler.sent - far.consumed;
                     let least = window - window.div_ceil(4);
@@ -228,7 +229,7 @@ impl Link {
         for n in 0..2 {
             let (before, behind) = self.hosts.split_at_mut(1);
             let (host, peer) = if n == 0 { (&mut before[0], &behind[0]) } else { (&mut behind[0], &before[0]) };
-            let (local, limited) = (host.local(now), host.is_limited());
+            let (local, limited) = (host.local(now), host.is_limited() || peer.is_receive_limited());
             for (id, handler) in &mut host.handlers {
                 if !(moves && both && !limited && handler.could_send(local) && peer.takes_all(*id)) {
                     handler.waits_since = None;

@@ -110,6 +110,10 @@ impl Link {
         &mut self.sides[0].session
     }
 
+    pub(crate) fn receiver(&mut self) -> &mut Session {
+        &mut self.sides[1].session
+    }
+
     /// Bytes of the windows that the receiver has granted.
     pub(crate) fn windows(&self) -> u64 {
         self.sides[1].session.granted()

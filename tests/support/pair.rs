@@ -236,6 +236,11 @@ impl Pair {
         self.drain_events(end);
     }
 
+    pub(crate) fn set_receive_limit(&mut self, end: End, rate: Option<u64>) {
+        let now = self.now;
+        self.at_mut(end).session.set_receive_limit(now, rate);
+    }
+
     pub(crate) fn shutdown(&mut self, end: End) {
         self.at_mut(end).session.shutdown("enough");
         self.at_mut(end).owed_max += 512;

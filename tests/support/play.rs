@@ -32,6 +32,8 @@ pub(crate) enum Operation {
     CarryIn(End, u8),
     Advance(u16),
     Close(End),
+    /// What the other one may send in a second.
+    ReceiveLimit(End, Option<u16>),
 }
 
 /// How it all ends.
@@ -78,6 +80,7 @@ pub(crate) fn perform(pair: &mut Pair, operation: &Operation) {
         O::CarryIn(end, piece) => while pair.carry(*end, usize::from(*piece)) > 0 {},
         O::Advance(time) => pair.advance(Duration::from_millis(u64::from(*time))),
         O::Close(end) => pair.close(*end),
+        O::ReceiveLimit(end, rate) => pair.set_receive_limit(*end, rate.map(u64::from)),
     }
 }
 
@@ -152,6 +155,7 @@ fn assert_failures_have_causes(pair: &Pair, rich: bool) {
 }
 
 fn finish_all(pair: &mut Pair, finale: Finale, rich: bool) {
+    End::BOTH.iter().for_each(|end| pair.set_receive_limit(*end, None));
     match finale {
         Finale::Agree(end) => {
             let_finish(pair);

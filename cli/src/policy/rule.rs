@@ -75,7 +75,7 @@ pub(crate) struct Rights {
     pub(crate) sessions: Option<u32>,
     /// In each session at once.
     pub(crate) streams: Option<u32>,
-    /// Bytes that each session is sent every second.
+    /// Bytes that each session carries every second, in each direction.
     pub(crate) bandwidth: Option<u64>,
 }
 

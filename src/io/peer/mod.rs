@@ -467,6 +467,7 @@ impl Peer {
                 self.permits[0] = admission.permit;
                 if admission.bandwidth.is_some() {
                     self.session.set_limit(now, admission.bandwidth);
+                    self.session.set_receive_limit(now, admission.bandwidth);
                 }
                 self.session.admit(admission.max_streams);
             }
