@@ -2,14 +2,16 @@
 
 mod io_support;
 
+use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use io_support::*;
-use virbistream::io::SessionOptions;
+use virbistream::io::{Decision, Request, SessionOptions, Waker};
 use virbistream::wire::Open;
 
 const MIB: usize = 1 << 20;
@@ -134,6 +136,66 @@ fn a_stalled_socket_holds_up_its_own_stream_alone_and_loses_nothing() {
     writer.join().unwrap();
 }
 
+/// One that takes all that it is given as fast as memory is copied, after it has taken nothing for long.
+#[test]
+fn a_sink_that_catches_up_lets_others_have_their_turns() {
+    const HELD: usize = 16 * MIB;
+    let (goes, taken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (source, source_told) = Custom::new();
+    let (reads, had) = mpsc::channel();
+    let source = source.reading({
+        let taken = Arc::clone(&taken);
+        move |_| {
+            let _ = reads.send(taken.load(Ordering::Relaxed));
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    });
+    let (waker, wakers) = mpsc::channel::<Waker>();
+    let (sink, sink_told) = Custom::new();
+    let sink = sink.writing({
+        let (goes, taken, mut other) = (Arc::clone(&goes), Arc::clone(&taken), None);
+        move |bufs| {
+            if !goes.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            other.get_or_insert_with(|| wakers.recv().unwrap()).wake();
+            let len = bufs.iter().map(|buf| buf.len()).sum();
+            taken.fetch_add(len, Ordering::Relaxed);
+            Ok(len)
+        }
+    });
+    let handlers = Mutex::new(vec![sink.boxed(), source.boxed()]);
+    let mut options = SessionOptions::default();
+    options.targets =
+        Arc::new(Offer(move |_: &Request<'_>| Decision::Accept(handlers.lock().unwrap().pop().expect("one of two"))));
+    options.config.window = HELD as u64;
+    let far = Node::start();
+    let mut peer = Raw::connect(&far.listen(options));
+    peer.hello();
+    peer.open(1, "source", 1 << 20);
+    peer.opened(3, "sink", 0);
+    let attached = |told: mpsc::Receiver<Told>| match told.recv_timeout(PATIENCE) {
+        Ok(Told::Attached(waker)) => waker,
+        other => panic!("{other:?}"),
+    };
+    waker.send(attached(source_told)).unwrap();
+    for _ in 0..HELD / (128 * 1024) {
+        peer.say(&data_packet(3, &[7; 128 * 1024]));
+    }
+    peer.ping();
+    had.try_iter().for_each(drop);
+    goes.store(true, Ordering::Relaxed);
+    attached(sink_told).wake();
+    let turns: Vec<usize> = std::iter::from_fn(|| {
+        let had = had.recv_timeout(PATIENCE).expect("a turn");
+        (had < HELD).then_some(had)
+    })
+    .collect();
+    assert!(turns.len() >= HELD / (4 * MIB), "the other had its turns when so much was taken: {turns:?}");
+    drop(peer);
+    far.stop();
+}
+
 #[test]
 fn one_byte_packets_of_a_stalled_stream_hold_their_bytes_and_a_small_overhead() {
     let far = Node::start();
@@ -141,7 +203,7 @@ fn one_byte_packets_of_a_stalled_stream_hold_their_bytes_and_a_small_overhead() 
     with_stalled(&mut options, std::path::Path::new("nowhere"));
     let mut peer = Raw::connect(&far.listen(options));
     peer.hello();
-    peer.open(1, "stalled", 0);
+    peer.opened(1, "stalled", 0);
     let packet = data_packet(1, b"x");
     for _ in 0..WINDOW / 1024 {
         peer.say(&packet.repeat(1024));

@@ -21,28 +21,28 @@ const ADDRESSES: u8 = 8;
 /// From each.
 const LINKS: usize = 125;
 
-/// Links to `source.example` whose TLS begins with a record that does not end.
-fn links() -> io::Result<Vec<TcpStream>> {
-    let one = |last| {
-        let link = socket(AddressFamily::INET, SocketType::STREAM, None)?;
-        bind(&link, &SocketAddrV4::new(Ipv4Addr::new(10, 77, 78, last), 0))?;
-        connect(&link, &SocketAddrV4::new(Ipv4Addr::new(10, 77, 77, 1), 16515))?;
-        let mut link = TcpStream::from(link);
-        link.write_all(&[22, 3, 1, 2, 0, 1])?;
-        Ok(link)
-    };
-    (1..=ADDRESSES).flat_map(|last| (0..LINKS).map(move |_| last)).map(one).collect()
+/// A link to `source.example` whose TLS begins with a record that does not end.
+fn link(last: u8) -> io::Result<TcpStream> {
+    let link = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    bind(&link, &SocketAddrV4::new(Ipv4Addr::new(10, 77, 78, last), 0))?;
+    connect(&link, &SocketAddrV4::new(Ipv4Addr::new(10, 77, 77, 1), 16515))?;
+    let mut link = TcpStream::from(link);
+    link.write_all(&[22, 3, 1, 2, 0, 1])?;
+    link.set_read_timeout(Some(Duration::from_millis(100)))?;
+    Ok(link)
 }
 
-/// Has so many links at any time until it is told to stop: serve ends each when its time has passed.
+/// Has so many links at any time until it is told to stop: serve ends each when its time has passed, and another takes its place.
 fn besiege(stop: &AtomicBool) {
-    while !stop.load(Ordering::Relaxed) {
-        let mut links = links().expect("places for all");
-        let first = links.first_mut().expect("some");
-        first.set_read_timeout(Some(Duration::from_millis(100))).expect("a time");
-        while !stop.load(Ordering::Relaxed)
-            && matches!(first.read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-        {}
+    let addresses = || (1..=ADDRESSES).flat_map(|last| (0..LINKS).map(move |_| last));
+    let mut links: Vec<_> = addresses().map(|last| link(last).expect("a place")).collect();
+    for (n, last) in addresses().enumerate().cycle() {
+        while matches!(links[n].read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+        links[n] = link(last).expect("its place");
     }
 }
 

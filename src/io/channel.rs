@@ -1,5 +1,6 @@
 //! One stream's handler and what it could not take yet.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,9 @@ use crate::rpc::HOLE_COST;
 
 /// Slices of the backlog that one write takes.
 const SLICES: usize = 64;
+
+/// Bytes that a handler is given of its backlog before others have their turn: that of a long link may hold hundreds of MiB.
+const BUDGET: u64 = 1 << 20;
 
 /// What a stream is connected to, and what both are called.
 pub(super) struct Opened {
@@ -60,6 +64,34 @@ impl Stalled {
     /// All of it until now, where there is no credit now either.
     pub(super) fn until(&self, now: Instant) -> Duration {
         self.total + self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+}
+
+/// Streams whose handlers would take more of what is held for them, and have had their budget: in the order of their turns.
+#[derive(Debug)]
+pub(super) struct Behind<Id>(VecDeque<Id>);
+
+impl<Id> Default for Behind<Id> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<Id: Copy + PartialEq> Behind<Id> {
+    /// To be told whenever a handler was given something.
+    pub(super) fn look(&mut self, id: Id, channel: Option<&Channel>) {
+        if channel.is_some_and(Channel::is_behind) && !self.0.contains(&id) {
+            self.0.push_back(id);
+        }
+    }
+
+    /// Whose turn it is; it may be gone since.
+    pub(super) fn pop(&mut self) -> Option<Id> {
+        self.0.pop_front()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -130,11 +162,12 @@ impl Channel {
         if self.can_write { self.flush() } else { Ok(0) }
     }
 
-    /// The handler may take bytes again. Gives how many were delivered, each hole as [`HOLE_COST`].
+    /// The handler may take bytes again. Gives how many were delivered, each hole as [`HOLE_COST`]. It may take more, at its
+    /// next turn: [`Behind`].
     pub(super) fn flush(&mut self) -> io::Result<u64> {
         self.can_write = true;
         let mut delivered = 0;
-        while !self.backlog.is_empty() && self.can_write {
+        while self.is_behind() && delivered < BUDGET {
             if let Some(length) = self.backlog.front_hole() {
                 if again(self.handler.write_hole(length), &mut self.can_write)?.is_some() {
                     self.backlog.pop_hole();
@@ -150,6 +183,11 @@ impl Channel {
         }
         self.finish_if_due()?;
         Ok(delivered)
+    }
+
+    /// Whether it holds bytes that the handler may take.
+    fn is_behind(&self) -> bool {
+        self.can_write && !self.backlog.is_empty()
     }
 
     /// The peer's direction is over.

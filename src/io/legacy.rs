@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::call::{Answer, Call, OnAnswer, Procedure, Procedures};
-use super::channel::{Channel, Opened};
+use super::channel::{Behind, Channel, Opened};
 use super::handle::{OutgoingCall, SessionKey, SessionOptions, StreamKey};
 use super::handler::{Attachment, Handler, Waker};
 use super::link::Link;
@@ -26,6 +26,7 @@ pub(super) struct Legacy {
     rpc: Rpc,
     pub(super) offer: Offer,
     channels: BTreeMap<LegacyId, Channel>,
+    behind: Behind<LegacyId>,
     calls: BTreeMap<CallId, Waiting>,
     /// Since when so much waits to be sent that the link is not read, and none of it was taken.
     full_since: Option<Instant>,
@@ -119,6 +120,7 @@ impl Legacy {
             rpc,
             offer: Offer { program, programs: Arc::clone(&options.programs), is_closing: false, denied: None },
             channels: BTreeMap::new(),
+            behind: Behind::default(),
             calls: BTreeMap::new(),
             full_since: None,
             is_called: false,
@@ -303,8 +305,25 @@ impl Legacy {
                 {
                     stream.finish();
                 }
+                self.behind.look(id, self.channels.get(&id));
             }
             Err(error) => self.fail(cx, id, &error),
+        }
+    }
+
+    /// Whether a stream's handler would take more of what is held for it.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.behind.is_empty()
+    }
+
+    /// Gives one of those more.
+    pub(super) fn catch_up(&mut self, cx: &mut Context<'_>, link: &Link) {
+        if let Some(id) = self.behind.pop()
+            && let Some(channel) = self.channels.get_mut(&id)
+        {
+            let flushed = channel.flush();
+            self.on_delivered(cx, id, flushed);
+            self.on_events(cx, link);
         }
     }
 

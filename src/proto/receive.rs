@@ -245,8 +245,8 @@ impl Session {
             return Ok(Incoming::Discard);
         };
         match stream.state {
-            StreamState::Open => {}
-            StreamState::Opening(_) | StreamState::Pending => {
+            StreamState::Open if stream.owed & owed::REPLY == 0 => {}
+            StreamState::Open | StreamState::Opening(_) | StreamState::Pending => {
                 return Err(self.misbehaved(Rule::BeforeReply, format!("DATA on stream {id}")));
             }
             StreamState::Refused(_) | StreamState::Reset(_) => return Ok(Incoming::Discard),

@@ -57,6 +57,13 @@ impl Raw {
         self.send(Procedure::Open, PacketType::Call, id, Status::Ok, &open);
     }
 
+    /// OPEN, up to its reply. Packets before it are passed over.
+    #[track_caller]
+    pub(crate) fn opened(&mut self, id: u32, target: &str, window: u64) {
+        self.open(id, target, window);
+        self.receive_until(ours(Procedure::Open, PacketType::Reply, id, Status::Ok));
+    }
+
     /// PING, up to its PONG: all that was said before has been handled. Packets before the PONG are passed over.
     #[track_caller]
     pub(crate) fn ping(&mut self) {

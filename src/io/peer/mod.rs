@@ -12,7 +12,7 @@ use mio::Registry;
 
 use super::access::{Caller, Permit};
 use super::call::Answer;
-use super::channel::Channel;
+use super::channel::{Behind, Channel};
 use super::counters::add;
 use super::front::{Following, Front};
 use super::handle::{Handle, OutgoingCall, SessionKey, SessionOptions, StreamKey};
@@ -79,6 +79,7 @@ pub(super) struct Peer {
     /// A legacy stream sends next, if one can.
     legacy_next: bool,
     channels: BTreeMap<StreamId, Channel>,
+    behind: Behind<StreamId>,
     dialling: Vec<Dialling>,
     options: SessionOptions,
     phase: Phase,
@@ -169,6 +170,7 @@ impl Peer {
             following: Following::default(),
             legacy_next: false,
             channels: BTreeMap::new(),
+            behind: Behind::default(),
             dialling: Vec::new(),
             options,
             phase: Phase::Running,
@@ -250,6 +252,8 @@ impl Peer {
         let was_closed = self.session.is_closed();
         self.limited_until = None;
         let received = self.receive(cx);
+        self.catch_up(cx);
+        self.legacy.catch_up(cx, &self.link);
         self.on_time(cx.now);
         self.legacy.on_time(cx, &self.link);
         self.on_events(cx);
@@ -263,7 +267,9 @@ impl Peer {
         let sent = sent || !was_closed && self.session.is_closed() && !self.session.is_finished();
         match self.phase {
             Phase::Gone => Turn::Gone,
-            _ if sent || received && self.is_reading() => Turn::Again,
+            _ if sent || !self.behind.is_empty() || self.legacy.is_behind() || received && self.is_reading() => {
+                Turn::Again
+            }
             _ => Turn::Wait,
         }
     }

@@ -40,6 +40,16 @@ impl Peer {
         }
     }
 
+    /// Gives one of the handlers that have had their budget more of what is held for them.
+    pub(super) fn catch_up(&mut self, cx: &mut Context<'_>) {
+        if let Some(id) = self.behind.pop()
+            && let Some(channel) = self.channels.get_mut(&id)
+        {
+            let flushed = channel.flush();
+            self.on_delivered(cx, id, flushed);
+        }
+    }
+
     /// Opens a stream of our own side.
     pub(in crate::io) fn open(&mut self, cx: &mut Context<'_>, open: Open, opened: Opened) {
         let id = if self.close_due { Err(OpenError::Closing) } else { self.session.open(cx.now, open) };
@@ -80,6 +90,7 @@ impl Peer {
                     let counted = stream.consumed(bytes);
                     debug_assert!(counted.is_ok(), "delivered more than came");
                 }
+                self.behind.look(id, self.channels.get(&id));
             }
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.stop(id),
             Err(error) => self.fail(cx, id, &error),
