@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use io_support::*;
 use virbistream::io::{Decision, Request, SessionOptions, Waker};
+use virbistream::proto::Config;
 use virbistream::wire::Open;
 
 const MIB: usize = 1 << 20;
@@ -165,11 +166,13 @@ fn a_sink_that_catches_up_lets_others_have_their_turns() {
         }
     });
     let handlers = Mutex::new(vec![sink.boxed(), source.boxed()]);
-    let mut options = SessionOptions::default();
-    options.targets =
-        Arc::new(Offer(move |_: &Request<'_>| Decision::Accept(handlers.lock().unwrap().pop().expect("one of two"))));
-    options.config.window = HELD as u64;
+    let targets = Offer(move |_: &Request<'_>| {
+        let handler = handlers.lock().unwrap().pop();
+        Decision::Accept(handler.expect("one of two"))
+    });
+    let config = Config { window: HELD as u64, ..Config::default() };
     let far = Node::start();
+    let options = SessionOptions { targets: Arc::new(targets), config, ..SessionOptions::default() };
     let mut peer = Raw::connect(&far.listen(options));
     peer.hello();
     peer.open(1, "source", 1 << 20);
