@@ -4,8 +4,9 @@ mod support;
 
 use std::time::Duration;
 
+use support::Probe;
 use support::link::Link;
-use virbistream::proto::Config;
+use virbistream::proto::{Config, Side};
 
 const MIB: u64 = 1 << 20;
 const SECOND: Duration = Duration::from_secs(1);
@@ -127,4 +128,27 @@ fn who_opens_streams_all_the_time_may_send_no_more() {
     }
     let got = link.delivered_in_all();
     assert!((40 * MIB..=50 * MIB + Config::default().window).contains(&got), "{got}");
+}
+
+/// A reply that waited takes the finish behind it along, however little room there is.
+#[test]
+fn what_follows_a_reply_that_waited_for_its_turn_goes_at_once() {
+    let mut probe = Probe::established(Side::Accepting, Config::default());
+    let now = probe.now;
+    probe.session.set_receive_limit(now, Some(1 << 20));
+    for n in 0..2 {
+        let id = probe.asked(probe.theirs(n));
+        probe.stream(id).accept().unwrap();
+        probe.stream(id).finish().unwrap();
+    }
+    let mut room = [0; 1024];
+    let first = probe.session.poll_control(now, &mut room);
+    assert!(first > 0 && probe.session.poll_control(now, &mut room) == 0, "the second waits");
+    let then = probe.session.poll_timeout().expect("a turn");
+    probe.session.handle_timeout(then);
+    assert!(probe.session.wants_to_send());
+    assert_eq!(probe.session.poll_control(then, &mut room[..60]), 40, "the reply alone fits");
+    assert!(probe.session.wants_to_send());
+    assert_eq!(probe.session.poll_control(then, &mut room), 36, "the finish");
+    assert!(!probe.session.wants_to_send());
 }

@@ -46,6 +46,15 @@ fn besiege(stop: &AtomicBool) {
     }
 }
 
+/// Tells it to, if the test fails, too.
+struct Stopping<'a>(&'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_thousand_half_open_links_slow_no_migration_down() {
     let _alone = alone();
@@ -64,13 +73,14 @@ fn a_thousand_half_open_links_slow_no_migration_down() {
     migrate(0);
     let stop = AtomicBool::new(false);
     let beside = thread::scope(|scope| {
+        let stopping = Stopping(&stop);
         scope.spawn(|| besieging.in_network(|| besiege(&stop)));
         wait_for("a thousand links", PATIENCE, || {
             let said = besieged.succeed(r#"echo '{"counters":{}}' | socat -t 5 - UNIX-CONNECT:/run/serve.sock"#).stdout;
             said.contains(r#""half_open_now":1000"#).then_some(())
         });
         let beside = migrate(1);
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         beside
     });
     moving.assert_runs_at(0);

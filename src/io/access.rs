@@ -43,7 +43,8 @@ pub struct Admission {
     pub targets: Arc<dyn Targets>,
     /// Streams that it may have open at once; the session's configuration may allow less.
     pub max_streams: u32,
-    /// Bytes that all its streams together carry each second, at most, in each direction.
+    /// Bytes that all its streams together carry each second, at most, in each direction. First windows count: so many of them a second bound
+    /// how many streams it opens, as [`Session::set_receive_limit`](crate::proto::Session::set_receive_limit) says.
     pub bandwidth: Option<u64>,
     /// Dropped when the session ends.
     pub permit: Permit,

@@ -16,8 +16,9 @@ use crate::rpc::HOLE_COST;
 /// Slices of the backlog that one write takes.
 const SLICES: usize = 64;
 
-/// Bytes that a handler is given of its backlog before others have their turn: that of a long link may hold hundreds of MiB.
-const BUDGET: u64 = 1 << 20;
+/// Bytes that a handler is given of its backlog before others have their turn: that of a long link may hold hundreds of MiB. More than
+/// a link brings in a turn, so that it does catch up.
+const BUDGET: u64 = 4 << 20;
 
 /// What a stream is connected to, and what both are called.
 pub(super) struct Opened {
@@ -186,7 +187,7 @@ impl Channel {
     }
 
     /// Whether it holds bytes that the handler may take.
-    fn is_behind(&self) -> bool {
+    pub(super) fn is_behind(&self) -> bool {
         self.can_write && !self.backlog.is_empty()
     }
 

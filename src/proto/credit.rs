@@ -15,6 +15,8 @@ pub(super) struct Sending {
     pub(super) offset: u64,
     /// The peer lets us send up to here.
     limit: u64,
+    /// The limit that its OPEN gave, which holds from our reply on: before that it takes no data.
+    offered: u64,
     /// The peer delivered up to here.
     consumed: u64,
     pub(super) finished: bool,
@@ -29,6 +31,16 @@ impl Sending {
 
     pub(super) fn consumed(&self) -> u64 {
         self.consumed
+    }
+
+    /// The peer's OPEN has come.
+    pub(super) fn offered(&mut self, limit: u64) {
+        self.offered = limit;
+    }
+
+    /// The reply to it is sent.
+    pub(super) fn accepted(&mut self) {
+        self.limit = self.limit.max(self.offered);
     }
 
     pub(super) fn sent(&mut self, bytes: u32) {

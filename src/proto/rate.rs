@@ -45,16 +45,12 @@ impl TokenBucket {
     }
 
     fn depth(&self) -> u64 {
-        self.bytes_in(BURST).max(2 * LEAST)
-    }
-
-    fn bytes_in(&self, time: Duration) -> u64 {
-        u64::try_from(u128::from(self.bytes_per_second) * time.as_nanos() / 1_000_000_000).unwrap_or(u64::MAX)
+        bytes_in(BURST, self.bytes_per_second).max(2 * LEAST)
     }
 
     /// Bytes that may go now: 0, or at least 16 KiB.
     pub fn poll(&mut self, now: Instant) -> u64 {
-        let came = self.bytes_in(now.saturating_duration_since(self.at));
+        let came = bytes_in(now.saturating_duration_since(self.at), self.bytes_per_second);
         let tokens = self.tokens.saturating_add(came);
         if tokens >= self.depth() {
             (self.tokens, self.at) = (self.depth(), now.max(self.at));
@@ -82,8 +78,8 @@ impl TokenBucket {
     }
 }
 
-/// What a peer may be granted: so many bytes a second, on the average and after a rest. What it was granted counts at once, used or not,
-/// and the next grant is made when that has been paid for by the time that passed.
+/// What a peer may be granted: so many bytes a second. What it was granted counts at once, used or not, and the next grant is made when that
+/// has been paid for by the time that passed.
 #[derive(Debug)]
 pub(super) struct Pace {
     bytes_per_second: u64,
@@ -97,6 +93,14 @@ impl Pace {
         Self { bytes_per_second, paid_at: Some(now) }
     }
 
+    /// Goes on at another rate with what is to be paid for.
+    pub(super) fn set_rate(&mut self, now: Instant, bytes_per_second: u64) {
+        let left = self.paid_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        let bytes = bytes_in(left, self.bytes_per_second);
+        *self = Self::new(now, bytes_per_second);
+        self.take(now, bytes);
+    }
+
     pub(super) fn is_ready(&self, now: Instant) -> bool {
         self.paid_at.is_some_and(|at| at <= now)
     }
@@ -106,11 +110,19 @@ impl Pace {
         self.paid_at
     }
 
-    /// So many bytes are granted now.
+    /// So many bytes are granted now. Who was told late that it is ready has lost nothing, but who was idle has saved up no more than a burst.
     pub(super) fn take(&mut self, now: Instant, bytes: u64) {
-        let from = self.paid_at.map(|at| at.max(now));
-        self.paid_at = from.zip(time_of(bytes, self.bytes_per_second)).and_then(|(from, time)| from.checked_add(time));
+        if bytes > 0 {
+            let from = self.paid_at.map(|at| at.max(now.checked_sub(BURST).unwrap_or(now)));
+            let time = time_of(bytes, self.bytes_per_second);
+            self.paid_at = from.zip(time).and_then(|(from, time)| from.checked_add(time));
+        }
     }
+}
+
+/// What comes in that time.
+fn bytes_in(time: Duration, bytes_per_second: u64) -> u64 {
+    u64::try_from(u128::from(bytes_per_second) * time.as_nanos() / 1_000_000_000).unwrap_or(u64::MAX)
 }
 
 /// How long so many bytes take; `None` for ever.
@@ -190,6 +202,61 @@ mod tests {
             taken += bytes;
         }
         assert!(taken < 111 << 20, "{taken}");
+    }
+
+    /// Grants so many bytes whenever it may, told each time so late.
+    fn granted(pace: &mut Pace, start: Instant, time: Duration, bytes: u64, late: Duration) -> u64 {
+        let (mut now, mut granted) = (start, 0);
+        while now <= start + time {
+            while pace.is_ready(now) {
+                pace.take(now, bytes);
+                granted += bytes;
+            }
+            now = pace.ready_at().expect("a rate") + late;
+        }
+        granted
+    }
+
+    #[test]
+    fn what_is_granted_keeps_to_the_rate_however_late_it_is_told() {
+        const SECONDS: u64 = 10;
+        for rate in [1000, 1 << 20, 1 << 30] {
+            for (bytes, late) in [(4096, 0), (256 << 10, 0), (256 << 10, 1), (256 << 10, 50), (256 << 20, 3)] {
+                let now = Instant::now();
+                let mut pace = Pace::new(now, rate);
+                let got = granted(&mut pace, now, Duration::from_secs(SECONDS), bytes, Duration::from_millis(late));
+                let least = (rate * SECONDS).saturating_sub(rate / 10);
+                let most = rate * SECONDS + rate / 10 + bytes;
+                assert!((least..=most).contains(&got), "{rate}, {bytes}, {late}: {got}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_idle_time_saves_up_a_burst_of_grants_and_a_new_rate_forgives_nothing() {
+        let now = Instant::now();
+        let mut pace = Pace::new(now, 100 << 20);
+        let later = now + Duration::from_secs(3600);
+        let mut granted = 0;
+        while pace.is_ready(later) {
+            pace.take(later, 1 << 20);
+            granted += 1;
+        }
+        assert_eq!(granted, 11, "MiB: a tenth of a second, and one that begins in time");
+        pace.take(later, 99 << 20);
+        pace.set_rate(later, 50 << 20);
+        let wait = pace.ready_at().expect("a rate") - later;
+        assert!((wait.as_secs_f64() - 2.0).abs() < 0.01, "{wait:?}");
+        // What can never be paid for is not: nothing overflows.
+        for (rate, bytes) in [(0, 1), (1, u64::MAX), (u64::MAX, u64::MAX)] {
+            let mut pace = Pace::new(now, rate);
+            pace.take(now, 0);
+            assert!(pace.is_ready(now), "nothing was granted");
+            pace.take(now, bytes);
+            assert!(!pace.is_ready(now) || rate == u64::MAX);
+            pace.set_rate(now, u64::MAX);
+            pace.take(now, u64::MAX);
+        }
     }
 
     #[test]

@@ -245,8 +245,8 @@ impl Session {
             return Ok(Incoming::Discard);
         };
         match stream.state {
-            StreamState::Open if stream.owed & owed::REPLY == 0 => {}
-            StreamState::Open | StreamState::Opening(_) | StreamState::Pending => {
+            StreamState::Open => {}
+            StreamState::Opening(_) | StreamState::Pending => {
                 return Err(self.misbehaved(Rule::BeforeReply, format!("DATA on stream {id}")));
             }
             StreamState::Refused(_) | StreamState::Reset(_) => return Ok(Incoming::Discard),
@@ -256,6 +256,9 @@ impl Session {
             return Ok(Incoming::Discard);
         }
         if !stream.receiving.on_data(len) {
+            if !stream.is_answered() {
+                return Err(self.misbehaved(Rule::BeforeReply, format!("DATA on stream {id}")));
+            }
             let (offset, limit) = (stream.receiving.offset, stream.receiving.limit());
             let detail = format!("{len} bytes at offset {offset} of stream {id}, whose limit is {limit}");
             return Err(self.misbehaved(Rule::CreditOverrun, detail));
@@ -317,7 +320,7 @@ impl Session {
             Ok((request, window)) => {
                 let priority = u8::try_from(request.priority).unwrap_or_default();
                 let mut stream = Stream::new(StreamState::Pending, false, priority, window);
-                stream.sending.on_credit(0, request.window);
+                stream.sending.offered(request.window);
                 self.streams.insert(id, stream);
                 self.open_theirs += 1;
                 self.event(Event::Incoming { id: StreamId(id), request });
@@ -519,11 +522,11 @@ impl Session {
     fn standing(&mut self, id: u32, what: &str) -> Result<Option<&mut Stream>, SessionError> {
         match self.stream_state(id) {
             None => self.check_known(id).map(|()| None),
-            Some(StreamState::Opening(_) | StreamState::Pending) => {
+            Some(StreamState::Refused(_) | StreamState::Reset(_)) => Ok(None),
+            Some(_) if !self.streams.get(&id).is_some_and(Stream::is_answered) => {
                 Err(self.misbehaved(Rule::BeforeReply, format!("{what} on stream {id}")))
             }
-            Some(StreamState::Refused(_) | StreamState::Reset(_)) => Ok(None),
-            Some(StreamState::Open) => Ok(self.streams.get_mut(&id)),
+            Some(_) => Ok(self.streams.get_mut(&id)),
         }
     }
 

@@ -329,10 +329,15 @@ impl Session {
     }
 
     /// Limits the data that the peer may send to so many payload bytes a second, all streams together, by granting no more; `None` lifts the
-    /// limit. What was granted before may still come, and what is granted counts whether it is used or not: the first window of a stream too,
-    /// so that streams that come at once are accepted one after the other. With 0 nothing is granted after the first.
+    /// limit. What was granted before may still come, and what is granted counts whether it is used or not, the first window of a stream too: at most
+    /// so many windows' worth of streams are accepted a second, and those beyond wait, as long as their opener has patience for its OPEN. What
+    /// 100 ms bring may be granted at once. With 0 nothing is granted after the first.
     pub fn set_receive_limit(&mut self, now: Instant, bytes_per_second: Option<u64>) {
-        self.pace = bytes_per_second.map(|rate| Pace::new(self.now.max(now), rate));
+        let now = self.now.max(now);
+        match (&mut self.pace, bytes_per_second) {
+            (Some(pace), Some(rate)) => pace.set_rate(now, rate),
+            (pace, rate) => *pace = rate.map(|rate| Pace::new(now, rate)),
+        }
     }
 
     /// Whether streams can be opened.

@@ -142,13 +142,12 @@ impl Stream {
     }
 
     pub(super) fn can_send(&self) -> bool {
-        // Before the reply, the peer takes no data.
-        self.is_open()
-            && self.owed & owed::REPLY == 0
-            && self.ready
-            && !self.throttled
-            && !self.sending.finished
-            && self.sending.credit() > 0
+        self.is_open() && self.ready && !self.throttled && !self.sending.finished && self.sending.credit() > 0
+    }
+
+    /// Its OPEN was accepted, and the reply has come or is sent.
+    pub(super) fn is_answered(&self) -> bool {
+        self.is_open() && self.owed & owed::REPLY == 0
     }
 
     /// What it owes lets the peer send more, and that is all: until then it may wait. Behind a reply everything waits.

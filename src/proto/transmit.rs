@@ -211,7 +211,7 @@ impl Session {
 
     /// Whether what a stream owes waits until more may be granted: behind those that wait already, too.
     fn must_wait(&self, stream: &Stream) -> bool {
-        self.pace.is_some() && stream.owes_grants_alone() && !(self.owed.withheld.is_empty() && self.may_grant())
+        stream.owes_grants_alone() && !(self.owed.withheld.is_empty() && self.may_grant())
     }
 
     fn put_session(&mut self, now: Instant, out: &mut Out<'_>) -> bool {
@@ -258,21 +258,25 @@ impl Session {
 
     fn put_streams(&mut self, now: Instant, out: &mut Out<'_>) -> bool {
         while let Some(id) = self.owed.streams.front().copied() {
-            if self.stream_ref(StreamId(id)).is_some_and(|stream| self.must_wait(stream)) {
+            if self.pace.is_some() && self.stream_ref(StreamId(id)).is_some_and(|stream| self.must_wait(stream)) {
                 self.withhold(id);
-            } else if !self.put_owed(now, id, out) {
-                return false;
-            } else {
+            } else if self.put_owed(now, id, out) {
                 self.owed.streams.pop_front();
+            } else {
+                return false;
             }
             self.sync(id);
         }
         while let Some(id) = self.next_withheld() {
-            if !self.put_owed(now, id, out) {
+            let fits = self.put_owed(now, id, out);
+            if fits {
+                self.owed.withheld.pop_front();
+            }
+            // What did not fit may wait for no grant, now that one was made.
+            self.sync(id);
+            if !fits {
                 return false;
             }
-            self.owed.withheld.pop_front();
-            self.sync(id);
         }
         true
     }
@@ -357,6 +361,7 @@ fn put_stream(program: &ProgramId, id: u32, stream: &mut Stream, out: &mut Out<'
                 let fits = out.put(&reply(Status::Ok), &OpenReply { window, extensions: Vec::new() });
                 if fits {
                     stream.receiving.tell_window();
+                    stream.sending.accepted();
                 }
                 fits
             }

@@ -49,6 +49,8 @@ pub(crate) struct Handler {
     pub(crate) breaks: bool,
     pub(crate) sent: u64,
     pub(crate) finish_said: bool,
+    /// That is on its way.
+    pub(crate) finish_sent: bool,
     pub(crate) mood: Mood,
     /// Verified, and taken by the far end.
     pub(crate) given: u64,
@@ -98,6 +100,7 @@ impl Handler {
             breaks: random.one_in(15),
             sent: 0,
             finish_said: false,
+            finish_sent: false,
             mood,
             given: 0,
             consumed: 0,

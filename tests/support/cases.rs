@@ -227,6 +227,18 @@ fn session_cases() -> Vec<Case> {
             Packet::credit(p.asked(p.theirs(2)), 0, 9).encode()
         }),
         standing(Rule::BeforeReply, "STOP of the opener", Session, |p| Packet::Stop(p.asked(p.theirs(2))).encode()),
+        standing(Rule::BeforeReply, "DATA ahead of the reply", Session, |p| {
+            Packet::Data(p.accepted_in_silence(), vec![1]).encode()
+        }),
+        standing(Rule::BeforeReply, "finish ahead of the reply", Session, |p| {
+            Packet::Finish(p.accepted_in_silence(), 0).encode()
+        }),
+        standing(Rule::BeforeReply, "CREDIT ahead of the reply", Session, |p| {
+            Packet::credit(p.accepted_in_silence(), 0, 9).encode()
+        }),
+        standing(Rule::BeforeReply, "STOP ahead of the reply", Session, |p| {
+            Packet::Stop(p.accepted_in_silence()).encode()
+        }),
         standing(Rule::DataSize, "no byte", Session, |p| Packet::Data(p.theirs(0), vec![]).encode()),
         standing(Rule::DataSize, "one byte too many", Session, |p| Packet::Data(p.ours(0), vec![0; 4097]).encode()),
         standing(Rule::CreditOverrun, "at once", Session, |p| {

@@ -33,6 +33,8 @@ pub(crate) struct Entry {
     pub(crate) sent: u64,
     /// What was heard of how far we may send, and how much of it was delivered.
     pub(crate) limit: u64,
+    /// What OPEN said of that, for when the reply is said.
+    offered: u64,
     pub(crate) consumed: u64,
     finish_said: bool,
     reset_said: bool,
@@ -131,6 +133,7 @@ impl Ledger {
                 entry.window = reply.window;
                 assert!(!entry.mine && !entry.replied && !entry.reset_said && !entry.reset_heard, "{packet:?}");
                 (entry.replied, entry.stands, entry.told) = (true, true, (0, reply.window));
+                entry.limit = entry.offered;
             }
             Packet::OpenRefused(id, _) => {
                 let entry = self.at(*id);
@@ -200,7 +203,7 @@ impl Ledger {
             }
             Packet::HelloRefused(..) => {}
             Packet::Open(id, open) => {
-                self.streams.insert(id, Entry { limit: open.window, ..Entry::default() });
+                self.streams.insert(id, Entry { offered: open.window, ..Entry::default() });
             }
             Packet::OpenReply(id, reply) => {
                 let entry = self.at(id);

@@ -243,6 +243,13 @@ impl Probe {
         id
     }
 
+    /// Another, whose reply is not sent.
+    pub(crate) fn accepted_in_silence(&mut self) -> u32 {
+        let id = self.asked(self.theirs(2));
+        self.stream(id).accept().unwrap();
+        id
+    }
+
     pub(crate) fn pass(&mut self, time: Duration) {
         self.now += time;
         self.session.handle_timeout(self.now);
