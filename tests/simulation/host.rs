@@ -135,7 +135,7 @@ impl Host {
         self.receive_limit.is_some()
     }
 
-    /// How long one who sends may wait for a grant, behind all others twice; nothing if for ever.
+    /// How long a grant may wait, behind all others twice; nothing if for ever.
     pub(crate) fn grants_within(&self) -> Option<Duration> {
         let Some((_, rate, _)) = self.receive_limit else { return Some(Duration::ZERO) };
         let all = 2 * (self.session.granted() + self.config.window_max);
@@ -375,6 +375,11 @@ impl Host {
                     self.grant(local, stream, limit);
                 }
                 Packet::OpenReply(stream, reply) => self.grant(local, stream, reply.window),
+                Packet::Open(stream, open) => {
+                    // That waits for nothing, but counts.
+                    self.handlers.get_mut(&stream).expect("a stream").granted = open.window;
+                    self.granted += open.window;
+                }
                 Packet::Finish(stream, _) => self.handlers.get_mut(&stream).expect("a stream").finish_sent = true,
                 _ => {}
             }

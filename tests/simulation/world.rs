@@ -230,13 +230,15 @@ impl Link {
             let (before, behind) = self.hosts.split_at_mut(1);
             let (host, peer) = if n == 0 { (&mut before[0], &behind[0]) } else { (&mut behind[0], &before[0]) };
             let (local, limited) = (host.local(now), host.is_limited());
-            let bound = peer.grants_within().map(|more| bound + more);
+            // For what it may send, and before that for its own reply.
+            let bound = peer.grants_within().zip(host.grants_within()).map(|(peers, own)| bound + peers + own);
+            let changed = peer.receive_limit_since.max(host.receive_limit_since);
             for (id, handler) in &mut host.handlers {
                 if !(moves && both && !limited && bound.is_some() && handler.could_send(local) && peer.takes_all(*id)) {
                     handler.waits_since = None;
                     continue;
                 }
-                let since = (*handler.waits_since.get_or_insert(now)).max(peer.receive_limit_since);
+                let since = (*handler.waits_since.get_or_insert(now)).max(changed);
                 assert!(
                     bound.is_none_or(|bound| now - since <= bound),
                     "stream {id} waits since {:?}: {handler:?}",
