@@ -1,6 +1,6 @@
 //! One stream's handler and what it could not take yet.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,7 @@ impl<Id> Default for Behind<Id> {
     }
 }
 
-impl<Id: Copy + PartialEq> Behind<Id> {
+impl<Id: Copy + Ord> Behind<Id> {
     /// To be told whenever a handler was given something.
     pub(super) fn look(&mut self, id: Id, channel: Option<&Channel>) {
         if channel.is_some_and(Channel::is_behind) && !self.0.contains(&id) {
@@ -86,9 +86,12 @@ impl<Id: Copy + PartialEq> Behind<Id> {
         }
     }
 
-    /// Whose turn it is; it may be gone since.
-    pub(super) fn pop(&mut self) -> Option<Id> {
-        self.0.pop_front()
+    /// Gives the handler whose turn it is more of what is held for it; tells whose it was, and how many bytes were delivered.
+    pub(super) fn catch_up(&mut self, channels: &mut BTreeMap<Id, Channel>) -> Option<(Id, io::Result<u64>)> {
+        let id = self.0.pop_front()?;
+        // It may be gone since, or have caught up by an event of its own.
+        let channel = channels.get_mut(&id).filter(|channel| channel.is_behind())?;
+        Some((id, channel.flush()))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -187,7 +190,7 @@ impl Channel {
     }
 
     /// Whether it holds bytes that the handler may take.
-    pub(super) fn is_behind(&self) -> bool {
+    fn is_behind(&self) -> bool {
         self.can_write && !self.backlog.is_empty()
     }
 

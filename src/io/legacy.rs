@@ -318,10 +318,7 @@ impl Legacy {
 
     /// Gives one of those more.
     pub(super) fn catch_up(&mut self, cx: &mut Context<'_>, link: &Link) {
-        if let Some(id) = self.behind.pop()
-            && let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.is_behind())
-        {
-            let flushed = channel.flush();
+        if let Some((id, flushed)) = self.behind.catch_up(&mut self.channels) {
             self.on_delivered(cx, id, flushed);
             self.on_events(cx, link);
         }

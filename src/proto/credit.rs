@@ -40,7 +40,7 @@ impl Sending {
 
     /// The reply to it is sent.
     pub(super) fn accepted(&mut self) {
-        self.limit = self.limit.max(self.offered);
+        self.limit = self.offered;
     }
 
     pub(super) fn sent(&mut self, bytes: u32) {

@@ -42,10 +42,7 @@ impl Peer {
 
     /// Gives one of the handlers that have had their budget more of what is held for them.
     pub(super) fn catch_up(&mut self, cx: &mut Context<'_>) {
-        if let Some(id) = self.behind.pop()
-            && let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.is_behind())
-        {
-            let flushed = channel.flush();
+        if let Some((id, flushed)) = self.behind.catch_up(&mut self.channels) {
             self.on_delivered(cx, id, flushed);
         }
     }
